@@ -1,0 +1,320 @@
+"""Labelled images in splits: memory-mapped arrays with groups and class risks."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from modelfix_core.errors import ModelfixError
+from modelfix_core.files import atomic_path, write_text
+
+SPLITS = ("train", "validation", "repair", "test")
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+OWN_FRACTIONS = {"train": 0.6, "validation": 0.1, "repair": 0.15, "test": 0.15}
+
+
+@dataclass(frozen=True)
+class Split:
+    """Labelled images of one split.
+
+    Attributes
+    ----------
+    x : ndarray, [N, C, H, W]
+        uint8 (0 to 255) or float32 (0 to 1), usually memory-mapped; read it with `images`.
+    y : ndarray of int64, [N]
+        Class indices from 0.
+    group : ndarray of int64, [N], or None
+        Value of the sensitive attribute.
+    ids : ndarray of int64, [N]
+        Position of each image in its source; two splits of a dataset never share one.
+    """
+
+    x: np.ndarray
+    y: np.ndarray
+    group: np.ndarray | None = None
+    ids: np.ndarray = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.ids is None:
+            object.__setattr__(self, "ids", np.arange(len(self.y), dtype=np.int64))
+        for name, values in (("x", self.x), ("group", self.group), ("ids", self.ids)):
+            if values is not None and len(values) != len(self.y):
+                raise ModelfixError(
+                    f"{name} has {len(values)} entries but there are {len(self.y)} labels; "
+                    "give one per image."
+                )
+        if self.x.ndim != 4:
+            raise ModelfixError(
+                f"images have shape {self.x.shape}; expected [N, C, H, W] (images, channels, "
+                "height, width)."
+            )
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def images(self, index: Any = slice(None)) -> np.ndarray:
+        """Return the images at `index` as contiguous float32 in [0, 1], [n, C, H, W]."""
+        x = np.ascontiguousarray(self.x[index])
+        return x.astype(np.float32) / 255 if x.dtype == np.uint8 else x.astype(np.float32)
+
+    def batches(self, size: int) -> Iterator[slice]:
+        """Yield slices of at most `size` images that cover the split in order."""
+        for start in range(0, len(self), size):
+            yield slice(start, min(start + size, len(self)))
+
+    def select(self, index: Any) -> "Split":
+        """Return the samples at `index` (positions or a boolean mask)."""
+        group = None if self.group is None else self.group[index]
+        return Split(self.x[index], self.y[index], group, self.ids[index])
+
+    def validate(self, name: str, classes: int) -> None:
+        """Raise `ModelfixError` if the split is empty, mislabelled or holds values outside [0, 1]."""
+        if len(self) == 0:
+            raise ModelfixError(f"the {name} split is empty; it needs at least one image.")
+        if self.y.min() < 0 or self.y.max() >= classes:
+            bad = int(self.y.max() if self.y.max() >= classes else self.y.min())
+            raise ModelfixError(
+                f"the {name} split has label {bad}; labels must lie in 0 to {classes - 1}."
+            )
+        if self.x.dtype == np.uint8:
+            return
+        for batch in self.batches(4096):
+            x = self.x[batch]
+            if not np.isfinite(x).all():
+                raise ModelfixError(
+                    f"the {name} split has NaN or infinite pixels (first in image "
+                    f"{batch.start + int(np.argmin(np.isfinite(x).all(axis=(1, 2, 3))))}); "
+                    "remove or repair these images."
+                )
+            if x.min() < 0 or x.max() > 1:
+                raise ModelfixError(
+                    f"the {name} split has pixels from {x.min():g} to {x.max():g}; expected 0 to 1 "
+                    "(or uint8), with any normalisation inside the model."
+                )
+
+    def save(self, folder: Path) -> None:
+        """Write ``x.npy``, ``y.npy``, ``ids.npy`` and, with groups, ``group.npy``."""
+        arrays = {"x": self.x, "y": self.y, "ids": self.ids, "group": self.group}
+        for name, values in arrays.items():
+            if values is not None:
+                with atomic_path(folder / f"{name}.npy") as path, path.open("wb") as file:
+                    np.save(file, values)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Split":
+        """Memory-map a split that `save` wrote."""
+        folder = Path(folder)
+
+        def read(name: str) -> np.ndarray | None:
+            path = folder / f"{name}.npy"
+            if not path.exists():
+                return None
+            try:
+                return np.load(path, mmap_mode="r", allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise ModelfixError(
+                    f"{path}: is not a readable NumPy array; prepare the subject again."
+                ) from error
+
+        x, y = read("x"), read("y")
+        if x is None or y is None:
+            raise ModelfixError(
+                f"{folder}: the {folder.name} split is missing (no x.npy and y.npy); prepare the "
+                "subject again."
+            )
+        return cls(x, np.asarray(y), _array(read("group")), _array(read("ids")))  # type: ignore[arg-type]
+
+
+def _array(values: np.ndarray | None) -> np.ndarray | None:
+    return None if values is None else np.asarray(values)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Splits of labelled images with what is known of their classes.
+
+    Attributes
+    ----------
+    splits : mapping of str to Split
+        Keys out of ``train``, ``validation``, ``repair``, ``test``.
+    classes : sequence of str
+        Class names; labels are positions in it.
+    risks : mapping of int to float, or None
+        Weight of a mistake per class.
+    group_name : str or None
+        Name of the sensitive attribute that ``group`` holds.
+    """
+
+    splits: Mapping[str, Split]
+    classes: Sequence[str]
+    risks: Mapping[int, float] | None = None
+    group_name: str | None = None
+
+    def __getitem__(self, name: str) -> Split:
+        try:
+            return self.splits[name]
+        except KeyError:
+            raise ModelfixError(
+                f"the dataset has no {name} split; it has {', '.join(self.splits) or 'none'}."
+            ) from None
+
+    def get(self, name: str) -> Split | None:
+        """Return the split, or None where the dataset has none of that name."""
+        return self.splits.get(name)
+
+    def validate(self) -> None:
+        """Raise `ModelfixError` for the first thing wrong with any split."""
+        for name, split in self.splits.items():
+            split.validate(name, len(self.classes))
+
+    def save(self, folder: Path) -> None:
+        """Write every split below `folder` and ``dataset.json`` last."""
+        folder = Path(folder)
+        for name, split in self.splits.items():
+            split.save(folder / name)
+        card = {
+            "classes": list(self.classes),
+            "risks": None if self.risks is None else {str(k): v for k, v in self.risks.items()},
+            "group_name": self.group_name,
+            "splits": {name: len(split) for name, split in self.splits.items()},
+        }
+        write_text(folder / "dataset.json", json.dumps(card, indent=2))
+
+    @classmethod
+    def load(cls, folder: Path, splits: Sequence[str] = SPLITS) -> "Dataset":
+        """Memory-map the named splits of a dataset that `save` wrote."""
+        path = Path(folder) / "dataset.json"
+        try:
+            card = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise ModelfixError(f"{path}: is missing; prepare the subject first.") from None
+        except ValueError as error:
+            raise ModelfixError(f"{path}: is not valid JSON; prepare the subject again.") from error
+        risks = card["risks"]
+        return cls(
+            {name: Split.load(path.parent / name) for name in splits if name in card["splits"]},
+            card["classes"],
+            None if risks is None else {int(k): float(v) for k, v in risks.items()},
+            card["group_name"],
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        x: np.ndarray,
+        y: np.ndarray,
+        *,
+        group: np.ndarray | None = None,
+        classes: Sequence[str] | None = None,
+        seed: int = 0,
+    ) -> "Dataset":
+        """Split arrays into train, validation, repair and test (60/10/15/15 %), stratified by class.
+
+        Parameters
+        ----------
+        x : ndarray, [N, C, H, W] or [N, H, W]
+            uint8, or float in [0, 1].
+        y : ndarray of int, [N]
+        group : ndarray of int, [N], optional
+        classes : sequence of str, optional
+            Class names; default the numbers.
+        seed : int
+            Of the draw of the splits.
+        """
+        x = np.asarray(x)[:, None] if np.ndim(x) == 3 else np.asarray(x)
+        y = np.asarray(y)
+        if not np.issubdtype(y.dtype, np.integer):
+            raise ModelfixError(f"labels have type {y.dtype}; expected integers from 0.")
+        if x.dtype != np.uint8:
+            x = x.astype(np.float32)
+        whole = Split(x, y.astype(np.int64), None if group is None else np.asarray(group, np.int64))
+        names = list(classes) if classes else [str(k) for k in range(int(y.max(initial=0)) + 1)]
+        whole.validate("whole", len(names))
+        parts = stratified(whole.y, OWN_FRACTIONS, seed)
+        return cls({name: whole.select(index) for name, index in parts.items()}, names)
+
+    @classmethod
+    def from_npz(cls, path: Path, seed: int = 0) -> "Dataset":
+        """Read ``x``, ``y`` and, where present, ``group`` and ``classes`` from an NPZ file and split."""
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files}
+        except (ValueError, OSError, EOFError) as error:
+            raise ModelfixError(
+                f"{path}: is not a readable NPZ file without pickled objects ({error})."
+            ) from error
+        if not {"x", "y"} <= arrays.keys():
+            raise ModelfixError(
+                f"{path}: holds {sorted(arrays)}; expected arrays named x (images) and y (labels)."
+            )
+        names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+        return cls.from_arrays(
+            arrays["x"], arrays["y"], group=arrays.get("group"), classes=names, seed=seed
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, seed: int = 0) -> "Dataset":
+        """Read one sub-folder of images per class (names sorted) and split, stratified by class."""
+        from PIL import Image, UnidentifiedImageError
+
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise ModelfixError(f"{folder}: is not a folder; expected one with a sub-folder per class.")
+        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+        images: list[np.ndarray] = []
+        labels: list[int] = []
+        for label, name in enumerate(names):
+            for path in sorted((folder / name).iterdir()):
+                if path.suffix.lower() not in IMAGE_SUFFIXES:
+                    continue
+                try:
+                    with Image.open(path) as image:
+                        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+                except (UnidentifiedImageError, OSError) as error:
+                    raise ModelfixError(f"{path}: is not a readable image; remove or replace it.") from error
+                pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+                if images and pixels.shape != images[0].shape:
+                    raise ModelfixError(
+                        f"{path}: has shape {pixels.shape} where the images before have "
+                        f"{images[0].shape}; all images must have one size and colour mode."
+                    )
+                images.append(pixels)
+                labels.append(label)
+        if not images:
+            raise ModelfixError(
+                f"{folder}: no images found; expected one sub-folder per class with "
+                f"{', '.join(sorted(IMAGE_SUFFIXES))} files."
+            )
+        return cls.from_arrays(np.stack(images), np.asarray(labels), classes=names, seed=seed)
+
+
+def stratified(y: np.ndarray, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:
+    """Draw disjoint sorted index sets whose class shares follow those of `y`.
+
+    Parameters
+    ----------
+    y : ndarray of int, [N]
+    fractions : mapping of str to float
+        Share of each part; they sum to 1.
+    seed : int
+
+    Returns
+    -------
+    dict of str to ndarray of int64
+    """
+    rng = np.random.default_rng(seed)
+    # Each sample's relative position within its shuffled class; cutting there keeps class shares.
+    order = rng.permutation(len(y))
+    position = np.empty(len(y))
+    for label in np.unique(y):
+        members = order[y[order] == label]
+        position[members] = (np.arange(len(members)) + rng.random()) / len(members)
+    ranks = np.argsort(np.argsort(position, kind="stable"), kind="stable")
+    edges = np.round(np.cumsum([0.0, *fractions.values()]) * len(y)).astype(int)
+    return {
+        name: np.flatnonzero((ranks >= low) & (ranks < high))
+        for name, low, high in zip(fractions, edges[:-1], edges[1:], strict=True)
+    }
