@@ -85,7 +85,7 @@ class TestDifferentialEvolution:
             calls.append(len(values))
             return fitness(values)
 
-        search = evolve(1, size=100, evaluate=counted, generations=60)
+        search = evolve(1, size=100, dimensions=8, evaluate=counted, generations=60)
         assert search.evaluations == sum(calls)
         assert len(calls) - 1 <= 4 * 60
         assert sum(calls) <= 100 + 1.4 * 100 * 60

@@ -48,7 +48,7 @@ class DifferentialEvolution:
     the same generation already use it. All random numbers of a generation are drawn first, so the
     trials can be evaluated in batches that assume that no earlier donor was replaced; a trial whose
     donors turn out otherwise is asked for again. Every decision rests on the trial that the
-    sequential loop would have made: the populations are bit-identical to that loop's, with 3 or 4
+    sequential loop would have made: the populations are bit-identical to that loop's, with about 4
     batches per generation in place of P calls.
 
     Parameters
