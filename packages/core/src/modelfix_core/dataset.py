@@ -224,71 +224,111 @@ class Dataset:
         seed : int
             Of the draw of the splits.
         """
-        x = np.asarray(x)[:, None] if np.ndim(x) == 3 else np.asarray(x)
-        y = np.asarray(y)
-        if not np.issubdtype(y.dtype, np.integer):
-            raise ModelfixError(f"labels have type {y.dtype}; expected integers from 0.")
-        if x.dtype != np.uint8:
-            x = x.astype(np.float32)
-        whole = Split(x, y.astype(np.int64), None if group is None else np.asarray(group, np.int64))
-        names = list(classes) if classes else [str(k) for k in range(int(y.max(initial=0)) + 1)]
-        whole.validate("whole", len(names))
-        parts = stratified(whole.y, OWN_FRACTIONS, seed)
-        return cls({name: whole.select(index) for name, index in parts.items()}, names)
+        return _labelled(x, y, group, classes).divide(seed)
 
     @classmethod
     def from_npz(cls, path: Path, seed: int = 0) -> "Dataset":
         """Read ``x``, ``y`` and, where present, ``group`` and ``classes`` from an NPZ file and split."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-        except (ValueError, OSError, EOFError) as error:
-            raise ModelfixError(
-                f"{path}: is not a readable NPZ file without pickled objects ({error})."
-            ) from error
-        if not {"x", "y"} <= arrays.keys():
-            raise ModelfixError(
-                f"{path}: holds {sorted(arrays)}; expected arrays named x (images) and y (labels)."
-            )
-        names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-        return cls.from_arrays(
-            arrays["x"], arrays["y"], group=arrays.get("group"), classes=names, seed=seed
-        )
+        return _read_npz(Path(path)).divide(seed)
 
     @classmethod
     def from_folder(cls, folder: Path, seed: int = 0) -> "Dataset":
         """Read one sub-folder of images per class (names sorted) and split, stratified by class."""
-        from PIL import Image, UnidentifiedImageError
+        return _read_folder(Path(folder)).divide(seed)
 
-        folder = Path(folder)
-        if not folder.is_dir():
-            raise ModelfixError(f"{folder}: is not a folder; expected one with a sub-folder per class.")
-        names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        images: list[np.ndarray] = []
-        labels: list[int] = []
-        for label, name in enumerate(names):
-            for path in sorted((folder / name).iterdir()):
-                if path.suffix.lower() not in IMAGE_SUFFIXES:
-                    continue
-                try:
-                    with Image.open(path) as image:
-                        pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-                except (UnidentifiedImageError, OSError) as error:
-                    raise ModelfixError(f"{path}: is not a readable image; remove or replace it.") from error
-                pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-                if images and pixels.shape != images[0].shape:
-                    raise ModelfixError(
-                        f"{path}: has shape {pixels.shape} where the images before have "
-                        f"{images[0].shape}; all images must have one size and colour mode."
-                    )
-                images.append(pixels)
-                labels.append(label)
-        if not images:
+    @classmethod
+    def whole(cls, path: Path) -> "Dataset":
+        """Read a folder of class folders or an NPZ file as one split named ``whole``."""
+        path = Path(path)
+        if not path.exists():
             raise ModelfixError(
-                f"{folder}: no images found; expected one sub-folder per class with "
-                f"{', '.join(sorted(IMAGE_SUFFIXES))} files."
+                f"{path}: does not exist; expected a folder with a sub-folder per class, or an NPZ file."
             )
-        return cls.from_arrays(np.stack(images), np.asarray(labels), classes=names, seed=seed)
+        return _read_folder(path) if path.is_dir() else _read_npz(path)
+
+    def divide(self, seed: int = 0) -> "Dataset":
+        """Divide the split ``whole`` into train, validation, repair and test (60/10/15/15 %)."""
+        whole = self["whole"]
+        parts = stratified(whole.y, OWN_FRACTIONS, seed)
+        splits = {name: whole.select(index) for name, index in parts.items()}
+        return Dataset(splits, self.classes, self.risks, self.group_name)
+
+
+def _labelled(
+    x: np.ndarray,
+    y: np.ndarray,
+    group: np.ndarray | None,
+    classes: Sequence[str] | None,
+    source: str = "the data",
+) -> Dataset:
+    """Check arrays and make a dataset with the one split ``whole`` of them."""
+    x = np.asarray(x)[:, None] if np.ndim(x) == 3 else np.asarray(x)
+    y = np.asarray(y)
+    if not np.issubdtype(y.dtype, np.integer) or y.ndim != 1:
+        raise ModelfixError(
+            f"{source}: labels are {y.dtype} of shape {list(y.shape)}; expected one integer from 0 "
+            "per image."
+        )
+    if x.dtype != np.uint8:
+        x = x.astype(np.float32)
+    whole = Split(x, y.astype(np.int64), None if group is None else np.asarray(group, np.int64))
+    names = list(classes) if classes else [str(k) for k in range(int(y.max(initial=0)) + 1)]
+    whole.validate("whole", len(names))
+    return Dataset({"whole": whole}, names)
+
+
+def _read_npz(path: Path) -> Dataset:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+    except (ValueError, OSError, EOFError, AttributeError) as error:
+        raise ModelfixError(
+            f"{path}: is not a readable NPZ file without pickled objects ({error})."
+        ) from error
+    if not {"x", "y"} <= arrays.keys():
+        raise ModelfixError(
+            f"{path}: holds {sorted(arrays)}; expected arrays named x (images) and y (labels)."
+        )
+    names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
+    return _labelled(arrays["x"], arrays["y"], arrays.get("group"), names, str(path))
+
+
+def _read_folder(folder: Path) -> Dataset:
+    if not folder.is_dir():
+        raise ModelfixError(f"{folder}: is not a folder; expected one with a sub-folder per class.")
+    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    images: list[np.ndarray] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        for path in sorted((folder / name).iterdir()):
+            if path.suffix.lower() not in IMAGE_SUFFIXES:
+                continue
+            pixels = _read_image(path)
+            if images and pixels.shape != images[0].shape:
+                raise ModelfixError(
+                    f"{path}: has shape {pixels.shape} where the images before have "
+                    f"{images[0].shape}; all images must have one size and colour mode."
+                )
+            images.append(pixels)
+            labels.append(label)
+    if not images:
+        raise ModelfixError(
+            f"{folder}: no images found; expected one sub-folder per class with "
+            f"{', '.join(sorted(IMAGE_SUFFIXES))} files."
+        )
+    return _labelled(np.stack(images), np.asarray(labels), None, names, str(folder))
+
+
+def _read_image(path: Path) -> np.ndarray:
+    """Return the pixels as uint8 [C, H, W]: one channel for grey images, three for all others."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except (UnidentifiedImageError, OSError) as error:
+        raise ModelfixError(f"{path}: is not a readable image; remove or replace it.") from error
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def stratified(y: np.ndarray, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:

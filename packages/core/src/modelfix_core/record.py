@@ -98,6 +98,12 @@ def cell_hash(entrant: Entrant, subject_hashes: Mapping[str, str], seed: int, li
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def config_digest(config: Mapping[str, Any]) -> str:
+    """Return a short digest of option values, for names of entrants."""
+    text = json.dumps(config, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
 def version_of(approach: Approach) -> str:
     """Return the versions of the approach's package and of core."""
     names = [f"modelfix-{approach.info.name}", "modelfix-core"]

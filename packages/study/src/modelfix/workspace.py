@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 APPROACHES = "approaches-"
+COMMAND = "modelfix"
 DEFAULT_EXTRAS = ("test",)
 
 
@@ -134,7 +135,11 @@ class Workspace:
         return self.root / "locks" / f"{environment.name}.txt"
 
     def closure(self, environment: Environment) -> list[Member]:
-        """Return the members that an environment needs, the environment's own first."""
+        """Return the members that an environment needs, the environment's own first.
+
+        The command's environment holds every approach, without the libraries of any: what it reads
+        of them (metadata, applicability) needs none.
+        """
         known = {member.distribution: member for member in self.members}
         found: dict[str, Member] = {environment.member.name: environment.member}
         waiting = list(environment.member.requirements(environment.extras))
@@ -143,6 +148,8 @@ class Workspace:
             if member is not None and member.name not in found:
                 found[member.name] = member
                 waiting += member.requirements(())
+        if environment.member.distribution == COMMAND:
+            found |= {member.name: member for member in self.approaches}
         return list(found.values())
 
 

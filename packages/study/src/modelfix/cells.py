@@ -1,0 +1,133 @@
+"""One subject, one entrant, some repetitions: prepare, fix and evaluate, each in its environment."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from modelfix_core.errors import ModelfixError
+from modelfix_core.job import INTERRUPTED, USER_ERROR, Job
+from modelfix_core.record import Record, config_digest
+
+from modelfix.runtimes import Runtimes, run_module
+
+PREPARED = "subject.json"
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where subjects and runs are kept.
+
+    Attributes
+    ----------
+    root : Path
+        Holds ``subjects/`` and ``runs/``.
+    """
+
+    root: Path
+
+    @property
+    def subjects(self) -> Path:
+        """Folder of the prepared subjects."""
+        return self.root / "subjects"
+
+    def subject(self, name: str) -> Path:
+        """Folder of one prepared subject."""
+        return self.subjects / name
+
+    def record(self, subject: str, entrant: str, repetition: int) -> Path:
+        """Folder of one cell's record."""
+        return self.root / "runs" / subject / entrant / str(repetition)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A finished cell: where its record is and whether it was there already."""
+
+    folder: Path
+    record: Record
+    reused: bool
+
+
+class Interrupted(Exception):
+    """The user interrupted a process that was run."""
+
+
+def _check(code: int, what: str) -> None:
+    """Raise for a process that ended badly; one that made a user error has said so itself."""
+    if code in (INTERRUPTED, -2):
+        raise Interrupted
+    if code == USER_ERROR:
+        raise AlreadySaid
+    if code < 0:
+        raise ModelfixError(
+            f"{what} was killed by signal {-code} (out of memory?); nothing half-written was kept, "
+            "run the same command again."
+        )
+    if code:
+        raise ModelfixError(f"{what} ended with exit code {code}; its messages are above.")
+
+
+class AlreadySaid(Exception):
+    """A process that was run has already told the user what is wrong."""
+
+
+def entrant_name(approach: str, preset: str, config: dict) -> str:
+    """Return the folder name of an entrant: approach, preset, and a digest of the user's values."""
+    parts = [approach]
+    if preset != "default":
+        parts.append(preset)
+    if config:
+        parts.append(config_digest(config))
+    return "-".join(parts)
+
+
+def prepare(home: Home, runtimes: Runtimes, name: str, arguments: Sequence[str] = ()) -> Path:
+    """Prepare a named subject unless it is complete, and return its folder."""
+    folder = home.subject(name)
+    done = run_module(
+        runtimes.subjects(),
+        "modelfix_core.subjects",
+        name,
+        "--root",
+        str(home.subjects),
+        *arguments,
+    )
+    _check(done.returncode, f"preparing {name}")
+    return folder
+
+
+def prepare_own(
+    home: Home, runtimes: Runtimes, name: str, model: Path, data: Path, seed: int = 0
+) -> Path:
+    """Make a subject of the user's own model and data, and return its folder."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ModelfixError(
+            f"--name {name!r}: use letters, digits, '.', '_' and '-' only; it becomes a folder name."
+        )
+    own = ["--name", name, "--model", str(model), "--data", str(data), "--seed", str(seed)]
+    done = run_module(
+        runtimes.subjects(), "modelfix_core.subjects", "own", *own, "--root", str(home.subjects)
+    )
+    _check(done.returncode, f"preparing {name}")
+    return home.subject(name)
+
+
+def fix(home: Home, runtimes: Runtimes, job: Job) -> Cell:
+    """Run one cell in its approach's environment, or reuse its record."""
+    path = job.save()
+    done = run_module(runtimes.approach(job.approach), "modelfix_core.job", str(path))
+    _check(done.returncode, f"{job.approach} on {job.subject.name}")
+    return Cell(job.record, Record.load(job.record), "complete already" in done.stdout)
+
+
+def evaluate(
+    runtimes: Runtimes, records: Sequence[Path], subject: Path, arguments: Sequence[str] = ()
+) -> list[Record]:
+    """Evaluate records of one subject in the metrics environment; complete ones are reused."""
+    named = [part for record in records for part in ("--record", str(record))]
+    done = run_module(
+        runtimes.metrics(), "modelfix_metrics", *named, "--subject", str(subject), *arguments
+    )
+    _check(done.returncode, f"evaluating {subject.name}")
+    return [Record.load(record) for record in records]

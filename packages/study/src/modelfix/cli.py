@@ -1,0 +1,461 @@
+"""The `modelfix` command. Heavy imports happen inside the commands, so that help answers at once."""
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from modelfix import __version__
+
+if TYPE_CHECKING:
+    from modelfix.cells import Cell, Home
+    from modelfix.runtimes import Runtimes
+
+DEFAULT_SUBJECT = "fashion-mini-lenet5"
+USER_ERROR = 2
+INTERRUPTED = 130
+GATE_CLOSED = 1
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Fix trained classifiers that mispredict, and see what got better and what broke.",
+    epilog="Example: modelfix fix --approach arachne --subject fashion-mini-lenet5",
+)
+
+
+class Corrupted(StrEnum):
+    """How a fall of accuracy is measured against the limit of 10."""
+
+    POINTS = "points"
+    RELATIVE = "relative"
+
+
+HomeOption = Annotated[
+    Path, typer.Option("--home", envvar="MODELFIX_HOME", help="Where subjects and runs are kept.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+SubjectOption = Annotated[str, typer.Option("--subject", "-s", help="A named or prepared subject.")]
+ModelOption = Annotated[
+    Path | None, typer.Option("--model", "-m", help="Your own model (ONNX), instead of a subject.")
+]
+DataOption = Annotated[
+    Path | None,
+    typer.Option("--data", "-d", help="Your own data: a folder of images per class, or an NPZ."),
+]
+NameOption = Annotated[
+    str | None, typer.Option("--name", help="How to call your own model and data.")
+]
+HOME = Path("results")
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+) -> None:
+    if version:
+        print(f"modelfix {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def approaches(as_json: JsonOption = False) -> None:
+    """List the approaches: category, framework, what they need."""
+    from modelfix import tables
+    from modelfix.catalogue import Catalogue, as_dict
+
+    catalogue = Catalogue()
+    if as_json:
+        _print_json([as_dict(info) for info in catalogue.infos.values()])
+    else:
+        tables.approaches(catalogue)
+    for broken in catalogue.broken:
+        _complain(broken.reason, "warning")
+
+
+@app.command()
+def subjects(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
+    """List the subjects: those that can be prepared and those that are."""
+    from modelfix_core.subjects.catalogue import SUBJECTS
+
+    from modelfix import tables
+    from modelfix.cells import PREPARED, Home
+
+    folder = Home(home).subjects
+    prepared = {path.parent.name for path in folder.glob(f"*/{PREPARED}")}
+    rows = [
+        {"name": name, "description": spec.description, "prepared": name in prepared}
+        for name, spec in SUBJECTS.items()
+    ]
+    own = sorted(prepared - SUBJECTS.keys())
+    rows += [{"name": name, "description": "your own", "prepared": True} for name in own]
+    if as_json:
+        _print_json(rows)
+    else:
+        tables.subjects(rows, folder)
+
+
+@app.command()
+def check(
+    subject: SubjectOption = DEFAULT_SUBJECT,
+    approach: Annotated[
+        list[str] | None, typer.Option("--approach", "-a", help="Default: every approach.")
+    ] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Say which approaches can be applied to a subject, before any work."""
+    from modelfix_core.approach import Task
+    from modelfix_core.errors import Unadaptable
+
+    from modelfix import tables
+    from modelfix.catalogue import Catalogue
+
+    catalogue = Catalogue()
+    infos = [catalogue.find(name) for name in approach] if approach else catalogue.infos.values()
+    prepared = _load_subject(Path(home), subject)
+    dataset = prepared.dataset(("train", "validation", "repair"))
+    task = Task(
+        model=prepared.model,
+        repair=dataset["repair"],
+        validation=dataset["validation"],
+        train=dataset.get("train"),
+        history=prepared.history,
+        risks=dataset.risks,
+    )
+    rows = []
+    for info in infos:
+        row: dict[str, Any] = {"approach": info.name, "category": info.category, "reason": None}
+        if info.name not in catalogue.installed:
+            reason = f"not installed here: pip install modelfix-{info.name}"
+            rows.append({**row, "applicable": None, "reason": reason})
+            continue
+        try:
+            catalogue.registry.load(info.name)().check(task)
+            rows.append({**row, "applicable": True})
+        except Unadaptable as unfit:
+            rows.append({**row, "applicable": False, "reason": str(unfit)})
+    if as_json:
+        _print_json(rows)
+    else:
+        tables.applicability(rows, subject)
+
+
+@app.command()
+def prepare(
+    subject: Annotated[str | None, typer.Argument(help="A named subject.")] = None,
+    name: NameOption = None,
+    model: ModelOption = None,
+    data: DataOption = None,
+    seed: Annotated[int, typer.Option(help="Of splits and training.")] = 0,
+    home: HomeOption = HOME,
+) -> None:
+    """Prepare a named subject, or one of your own model and data."""
+    from modelfix_core.errors import ModelfixError
+
+    from modelfix import cells
+    from modelfix.runtimes import Runtimes
+
+    place = cells.Home(Path(home).absolute())
+    if subject is not None and (model or data):
+        raise ModelfixError("give either a named subject or --model with --data, not both.")
+    if subject is not None:
+        cells.prepare(place, Runtimes(), subject, ["--seed", str(seed)])
+    else:
+        subject = _prepare_own(place, Runtimes(), name, model, data, seed)
+    print(f"{place.subject(subject)}")
+
+
+@app.command()
+def fix(
+    approach: Annotated[str, typer.Option("--approach", "-a", help="Its name or abbreviation.")],
+    subject: SubjectOption = DEFAULT_SUBJECT,
+    model: ModelOption = None,
+    data: DataOption = None,
+    name: NameOption = None,
+    preset: Annotated[str, typer.Option(help="A preset of the approach.")] = "default",
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="An option of the approach; repeatable."),
+    ] = None,
+    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="The first of all draws.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seconds: Annotated[
+        float | None, typer.Option("--time-limit", help="Seconds for one repetition.")
+    ] = None,
+    memory: Annotated[
+        float | None, typer.Option("--memory-limit", help="GiB for one repetition.")
+    ] = None,
+    corrupted: Annotated[
+        Corrupted, typer.Option(help="Fall of accuracy that counts as CORRUPTED: 10 points or 10 %.")
+    ] = Corrupted.POINTS,
+    attacked: Annotated[int, typer.Option(min=1, help="Inputs that the attack tries.")] = 1000,
+    attack: Annotated[bool, typer.Option(help="Measure adversarial robustness (ASR).")] = True,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Fix a subject, or your own model on your own data, and compare before and after.
+
+    Example: modelfix fix --approach arachne --subject mnist-lenet5 --repetitions 3
+    """
+    from modelfix_core.job import Job
+
+    from modelfix import cells, tables
+    from modelfix.catalogue import Catalogue
+    from modelfix.runtimes import Runtimes
+
+    info = Catalogue().find(approach)
+    place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
+    config = _options(option or [])
+    if model or data:
+        subject = _prepare_own(place, runtimes, name, model, data, seed=0)
+    elif _is_named(subject):
+        cells.prepare(place, runtimes, subject)
+    else:
+        _load_subject(place.root, subject)
+    entrant = cells.entrant_name(info.name, preset, config)
+    results = []
+    for repetition in range(1, repetitions + 1):
+        job = Job(
+            approach=info.name,
+            preset=preset,
+            config=config,
+            subject=place.subject(subject),
+            record=place.record(subject, entrant, repetition),
+            repetition=repetition,
+            seed=seed,
+            device=device,
+            seconds=seconds,
+            memory=None if memory is None else int(memory * 1024**3),
+            corrupted=corrupted.value,
+        )
+        results.append(cells.fix(place, runtimes, job))
+    settings = ["--device", device, "--attacked", str(attacked), *([] if attack else ["--no-attack"])]
+    _evaluate(runtimes, results, place.subject(subject), settings)
+    if as_json:
+        _print_json([_cell_json(cell) for cell in results])
+    else:
+        tables.comparison(results, info)
+
+
+@app.command()
+def evaluate(
+    records: Annotated[list[Path], typer.Argument(help="Record folders (runs/SUBJECT/ENTRANT/N).")],
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    attacked: Annotated[int, typer.Option(min=1, help="Inputs that the attack tries.")] = 1000,
+    attack: Annotated[bool, typer.Option(help="Measure adversarial robustness (ASR).")] = True,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Evaluate records on the test split; metrics that are complete are reused."""
+    from modelfix_core.record import Record
+
+    from modelfix import cells, tables
+    from modelfix.runtimes import Runtimes
+
+    place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
+    results = [cells.Cell(path.absolute(), Record.load(path), True) for path in records]
+    settings = ["--device", device, "--attacked", str(attacked), *([] if attack else ["--no-attack"])]
+    for subject in sorted({cell.record.subject for cell in results}):
+        of_subject = [cell for cell in results if cell.record.subject == subject]
+        _evaluate(runtimes, of_subject, place.subject(subject), settings)
+    if as_json:
+        _print_json([_cell_json(cell) for cell in results])
+    else:
+        tables.comparison(results)
+
+
+@app.command()
+def compare(
+    old: Annotated[Path, typer.Argument(help="The model in use (ONNX).")],
+    new: Annotated[Path, typer.Argument(help="The model that may replace it (ONNX).")],
+    data: Annotated[
+        Path, typer.Option("--data", "-d", help="A folder of images per class, or an NPZ.")
+    ],
+    max_nfr: Annotated[
+        str | None, typer.Option(help="Largest negative flip rate allowed, such as 0.5%.")
+    ] = None,
+    max_accuracy_loss: Annotated[
+        str, typer.Option(help="Largest fall of accuracy allowed, such as 0.1%.")
+    ] = "0%",
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two models on all of the data; exit code 1 if the new one must not be released."""
+    from modelfix_core.dataset import Dataset
+    from modelfix_core.model import Model
+
+    from modelfix import gate, tables
+
+    limits = gate.Limits(
+        nfr=None if max_nfr is None else gate.parse_share(max_nfr, "--max-nfr"),
+        accuracy_loss=gate.parse_share(max_accuracy_loss, "--max-accuracy-loss"),
+    )
+    verdict = gate.judge(Model.load(old), Model.load(new), Dataset.whole(data), limits)
+    if as_json:
+        _print_json(verdict.as_dict())
+    else:
+        tables.verdict(verdict, old, new)
+    if not verdict.passed:
+        raise typer.Exit(GATE_CLOSED)
+
+
+@app.command()
+def doctor(
+    subject: Annotated[
+        str | None, typer.Option("--subject", "-s", help="Check one prepared subject thoroughly.")
+    ] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Check this machine, the environments and the prepared subjects."""
+    from modelfix import tables
+    from modelfix.doctor import examine
+
+    findings = examine(Path(home).absolute(), subject)
+    if as_json:
+        _print_json([finding.as_dict() for finding in findings])
+    else:
+        tables.findings(findings)
+    if any(not finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _is_named(subject: str) -> bool:
+    from modelfix_core.subjects.catalogue import SUBJECTS
+
+    return subject in SUBJECTS
+
+
+def _load_subject(home: Path, subject: str) -> Any:
+    """Return a prepared subject; one that is named but not prepared is prepared now."""
+    import difflib
+
+    from modelfix_core.errors import ModelfixError
+    from modelfix_core.subject import Subject
+    from modelfix_core.subjects.catalogue import SUBJECTS
+
+    from modelfix import cells
+    from modelfix.runtimes import Runtimes
+
+    place = cells.Home(home.absolute())
+    folder = place.subject(subject)
+    if not (folder / cells.PREPARED).exists():
+        if not _is_named(subject):
+            known = [*SUBJECTS, *(path.parent.name for path in place.subjects.glob("*/subject.json"))]
+            close = difflib.get_close_matches(subject, known, n=2) or known
+            raise ModelfixError(
+                f"there is no subject {subject!r}; did you mean {' or '.join(close)}? Your own model "
+                "and data become one with --model and --data."
+            )
+        cells.prepare(place, Runtimes(), subject)
+    return Subject.load(folder)
+
+
+def _prepare_own(
+    home: "Home",
+    runtimes: "Runtimes",
+    name: str | None,
+    model: Path | None,
+    data: Path | None,
+    seed: int,
+) -> str:
+    from modelfix_core.errors import ModelfixError
+
+    from modelfix import cells
+
+    if model is None or data is None:
+        raise ModelfixError(
+            "give a named subject, or your own with both --model MODEL.onnx and --data FOLDER_OR_NPZ."
+        )
+    name = name or model.stem
+    cells.prepare_own(home, runtimes, name, model.absolute(), data.absolute(), seed)
+    return name
+
+
+def _evaluate(runtimes: "Runtimes", results: list["Cell"], subject: Path, settings: list[str]) -> None:
+    """Evaluate the cells that have a fixed model, and put the new records in their place."""
+    from dataclasses import replace
+
+    from modelfix import cells
+
+    fixed = [i for i, cell in enumerate(results) if (cell.folder / "fixed.onnx").exists()]
+    if not fixed:
+        return
+    records = cells.evaluate(runtimes, [results[i].folder for i in fixed], subject, settings)
+    for i, record in zip(fixed, records, strict=True):
+        results[i] = replace(results[i], record=record)
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    """Read ``key=value`` pairs; values are JSON where they parse as such, text otherwise."""
+    from modelfix_core.errors import ModelfixError
+
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key:
+            raise ModelfixError(f"--set {pair!r}: expected KEY=VALUE, such as --set alpha=5.")
+        try:
+            options[key] = json.loads(value)
+        except ValueError:
+            options[key] = value
+    return options
+
+
+def _cell_json(cell: "Cell") -> dict[str, Any]:
+    return {
+        "folder": str(cell.folder),
+        "reused": cell.reused,
+        **json.loads(cell.record.model_dump_json()),
+    }
+
+
+def _print_json(content: Any) -> None:
+    print(json.dumps(content, indent=2))
+
+
+def _complain(message: str, kind: str = "error") -> None:
+    print(f"{kind}: {message}", file=sys.stderr)
+
+
+def main() -> int:
+    """Run the command; a user's mistake is one sentence and exit code 2."""
+    try:
+        code = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command goes on from here.", "modelfix")
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _explain(error)
+    return code if isinstance(code, int) else 0
+
+
+def _explain(error: Exception) -> int:
+    """Print what a user needs to know of `error`; what is no user's mistake is raised again."""
+    from click.exceptions import Abort, ClickException
+    from modelfix_core.errors import ModelfixError
+
+    from modelfix.cells import AlreadySaid, Interrupted
+    from modelfix.environments import EnvironmentFailed
+
+    if isinstance(error, ClickException):
+        error.show()
+        return error.exit_code
+    if isinstance(error, Interrupted | Abort):
+        return INTERRUPTED
+    if isinstance(error, AlreadySaid):
+        return USER_ERROR
+    if isinstance(error, ModelfixError | EnvironmentFailed):
+        _complain(str(error))
+        return USER_ERROR
+    raise error
