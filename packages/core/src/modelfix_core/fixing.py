@@ -18,7 +18,7 @@ from modelfix_core.approach import (
     Reporter,
     Task,
 )
-from modelfix_core.dataset import Dataset
+from modelfix_core.dataset import Dataset, Split
 from modelfix_core.errors import BudgetExceeded, Failure, ModelfixError, Unadaptable
 from modelfix_core.model import Model
 
@@ -121,16 +121,26 @@ def check_fits(model: Model, dataset: Dataset) -> None:
     for name in ("repair", "validation"):
         dataset[name]
     for name, split in dataset.splits.items():
-        if split.x.shape[1:] != model.input_shape:
-            raise ModelfixError(
-                f"{model.name}: takes images of shape {list(model.input_shape)} (channels, height, "
-                f"width) but the {name} split has {list(split.x.shape[1:])}."
-            )
+        check_images(model, f"{name} split", split)
         split.validate(name, len(dataset.classes))
-    if model.num_classes != len(dataset.classes):
+    check_classes(model, len(dataset.classes))
+
+
+def check_images(model: Model, what: str, split: Split) -> None:
+    """Raise `ModelfixError` if the images of `split` have another shape than `model` takes."""
+    if split.x.shape[1:] != model.input_shape:
         raise ModelfixError(
-            f"{model.name}: predicts {model.num_classes} classes but the data have "
-            f"{len(dataset.classes)}; use the data the model was trained for."
+            f"{model.name}: takes images of shape {list(model.input_shape)} (channels, height, "
+            f"width) but the {what} has {list(split.x.shape[1:])}."
+        )
+
+
+def check_classes(model: Model, classes: int, exact: bool = True) -> None:
+    """Raise `ModelfixError` if `model` predicts another number of classes (with `exact`) or fewer."""
+    if model.num_classes < classes or (exact and model.num_classes != classes):
+        raise ModelfixError(
+            f"{model.name}: predicts {model.num_classes} classes but the data have {classes}; use "
+            "the data the model was trained for."
         )
 
 

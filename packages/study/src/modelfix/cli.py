@@ -82,7 +82,7 @@ def approaches(as_json: JsonOption = False) -> None:
 @app.command()
 def subjects(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     """List the subjects: those that can be prepared and those that are."""
-    from modelfix_core.subjects.catalogue import SUBJECTS
+    from modelfix_core.subjects.catalogue import CATALOGUE
 
     from modelfix import tables
     from modelfix.cells import PREPARED, Home
@@ -90,10 +90,10 @@ def subjects(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
     folder = Home(home).subjects
     prepared = {path.parent.name for path in folder.glob(f"*/{PREPARED}")}
     rows = [
-        {"name": name, "description": spec.description, "prepared": name in prepared}
-        for name, spec in SUBJECTS.items()
+        {"name": name, "description": spec.summary, "prepared": name in prepared}
+        for name, spec in CATALOGUE.items()
     ]
-    own = sorted(prepared - SUBJECTS.keys())
+    own = sorted(prepared - CATALOGUE.keys())
     rows += [{"name": name, "description": "your own", "prepared": True} for name in own]
     if as_json:
         _print_json(rows)
@@ -328,18 +328,15 @@ def doctor(
 
 
 def _is_named(subject: str) -> bool:
-    from modelfix_core.subjects.catalogue import SUBJECTS
+    from modelfix_core.subjects.catalogue import CATALOGUE
 
-    return subject in SUBJECTS
+    return subject in CATALOGUE
 
 
 def _load_subject(home: Path, subject: str) -> Any:
     """Return a prepared subject; one that is named but not prepared is prepared now."""
-    import difflib
-
-    from modelfix_core.errors import ModelfixError
     from modelfix_core.subject import Subject
-    from modelfix_core.subjects.catalogue import SUBJECTS
+    from modelfix_core.subjects.catalogue import named
 
     from modelfix import cells
     from modelfix.runtimes import Runtimes
@@ -347,14 +344,7 @@ def _load_subject(home: Path, subject: str) -> Any:
     place = cells.Home(home.absolute())
     folder = place.subject(subject)
     if not (folder / cells.PREPARED).exists():
-        if not _is_named(subject):
-            known = [*SUBJECTS, *(path.parent.name for path in place.subjects.glob("*/subject.json"))]
-            close = difflib.get_close_matches(subject, known, n=2) or known
-            raise ModelfixError(
-                f"there is no subject {subject!r}; did you mean {' or '.join(close)}? Your own model "
-                "and data become one with --model and --data."
-            )
-        cells.prepare(place, Runtimes(), subject)
+        cells.prepare(place, Runtimes(), named(subject).name)
     return Subject.load(folder)
 
 

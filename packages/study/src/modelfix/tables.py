@@ -1,0 +1,195 @@
+"""What the command prints: rich tables on a terminal, the same as plain text elsewhere."""
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modelfix_core.approach import ApproachInfo, Outcome
+from modelfix_core.record import Record
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from modelfix.catalogue import Catalogue
+    from modelfix.cells import Cell
+    from modelfix.doctor import Finding
+    from modelfix.gate import Verdict
+
+COLOURS = {
+    Outcome.FIXED: "green",
+    Outcome.CORRUPTED: "red",
+    Outcome.FAILURE: "red",
+    Outcome.UNADAPTABLE: "yellow",
+}
+SHOWN = 8  # input positions listed per line
+NOTHING = "-"
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=160)
+
+
+def _table(title: str | None, columns: Iterable[str], right: Iterable[str] = ()) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    right = set(right)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left")
+    return table
+
+
+def approaches(catalogue: "Catalogue") -> None:
+    """Print one line per approach."""
+    table = _table(None, ["approach", "", "category", "framework", "needs", "summary"])
+    for info in catalogue.infos.values():
+        needs = ", ".join(sorted(info.needs))
+        table.add_row(
+            info.name, info.abbreviation, info.category, info.framework, needs, info.summary
+        )
+    _console().print(table)
+
+
+def subjects(rows: Sequence[dict], folder: Path) -> None:
+    """Print one line per subject."""
+    table = _table(None, ["subject", "prepared", "description"])
+    for row in rows:
+        table.add_row(row["name"], "yes" if row["prepared"] else "no", row["description"])
+    _console().print(table)
+    print(f"\nPrepared subjects are kept in {folder}")
+
+
+def applicability(rows: Sequence[dict], subject: str) -> None:
+    """Print which approaches can be applied to a subject, and why not."""
+    table = _table(f"Approaches for {subject}", ["approach", "category", "applicable", "reason"])
+    words = {True: "[green]yes", False: "[yellow]UNADAPTABLE", None: "unknown"}
+    for row in rows:
+        table.add_row(row["approach"], row["category"], words[row["applicable"]], row["reason"] or "")
+    _console().print(table)
+
+
+def findings(found: Sequence["Finding"]) -> None:
+    """Print what the doctor saw."""
+    table = _table(None, ["", "what", "detail"])
+    for finding in found:
+        table.add_row("[green]ok" if finding.ok else "[red]problem", finding.what, finding.detail)
+    _console().print(table)
+
+
+def verdict(result: "Verdict", old: Path, new: Path) -> None:
+    """Print the release gate's decision and the inputs behind it."""
+    console = _console()
+    table = _table(f"{old.name} -> {new.name} on {result.inputs} inputs", ["metric", "value"], ["value"])
+    table.add_row("accuracy", f"{result.accuracy_before:.2%} -> {result.accuracy_after:.2%}")
+    table.add_row("repair rate (RR)", _percent(result.repair_rate))
+    table.add_row("negative flip rate (NFR)", _percent(result.nfr))
+    table.add_row("newly fixed", str(len(result.newly_fixed)))
+    table.add_row("newly broken", str(len(result.newly_broken)))
+    console.print(table)
+    if result.newly_broken:
+        console.print(f"newly broken inputs: {_some(result.newly_broken)}")
+    for reason in result.reasons:
+        console.print(f"[red]refused:[/] {reason}")
+    if result.passed:
+        console.print("[green]passed[/]")
+
+
+def comparison(cells: Sequence["Cell"], info: ApproachInfo | None = None) -> None:
+    """Print one line per cell, their mean, and where the files are."""
+    console = _console()
+    title = None
+    if info is not None:
+        title = f"{info.title} ({info.category}-level) on {cells[0].record.subject}"
+    columns = [name for name, _ in COLUMNS]
+    table = _table(title, columns, set(columns) - {"outcome"})
+    for cell in cells:
+        table.add_row(*(_show(column(cell.record)) for _, column in COLUMNS))
+    if len(cells) > 1 and not (info is not None and info.deterministic):
+        table.add_section()
+        table.add_row(*_means(cells))
+    console.print(table)
+    console.print()
+    for cell in cells:
+        _print_files(console, cell)
+
+
+def _print_files(console: Console, cell: "Cell") -> None:
+    record = cell.record
+    if record.reason:
+        console.print(f"repetition {record.repetition}: {record.reason}", highlight=False)
+    reused = " (complete already, reused)" if cell.reused else ""
+    console.print(f"record: {cell.folder / 'record.json'}{reused}", soft_wrap=True, highlight=False)
+    for file, what in (("fixed.onnx", "fixed model"), ("predictions.parquet", "predictions")):
+        if (cell.folder / file).exists():
+            console.print(f"{what}: {cell.folder / file}", soft_wrap=True, highlight=False)
+    for warning in (record.evaluation or {}).get("warnings", []):
+        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+
+
+# -- the columns of a comparison -------------------------------------------------------------------
+
+Shown = str | tuple[float | None, ...]
+
+
+def _metric(record: Record, name: str, when: str) -> float | None:
+    entry = (record.evaluation or {}).get("metrics", {}).get(name, {}).get(when)
+    value = entry.get("value") if isinstance(entry, dict) else entry
+    return None if value is None or math.isnan(value) else value
+
+
+def _before_after(name: str) -> Callable[[Record], Shown]:
+    return lambda record: (_metric(record, name, "before"), _metric(record, name, "after"))
+
+
+def _after(name: str) -> Callable[[Record], Shown]:
+    return lambda record: (_metric(record, name, "after"),)
+
+
+COLUMNS: list[tuple[str, Callable[[Record], Any]]] = [
+    ("repetition", lambda record: str(record.repetition)),
+    ("outcome", lambda record: f"[{COLOURS[record.outcome]}]{record.outcome}"),
+    ("accuracy", _before_after("accuracy")),
+    ("RR", _after("repair_rate")),
+    ("NFR", _after("nfr")),
+    ("ASR", _before_after("asr")),
+    ("AAOD", _before_after("aaod")),
+    ("seconds", lambda record: f"{record.seconds.get('fixing', 0.0):.1f}"),
+]
+
+
+def _show(value: Shown) -> str:
+    if isinstance(value, str):
+        return value
+    if all(part is None for part in value):
+        return NOTHING
+    return " -> ".join(_percent(part) for part in value)
+
+
+def _percent(value: float | None) -> str:
+    return NOTHING if value is None or math.isnan(value) else f"{value:.2%}"
+
+
+def _means(cells: Sequence["Cell"]) -> list[str]:
+    row = []
+    for name, column in COLUMNS:
+        values = [column(cell.record) for cell in cells]
+        if name == "repetition":
+            row.append("mean ± std")
+        elif isinstance(values[0], str):
+            row.append("")
+        else:
+            row.append(_mean_of([value[-1] for value in values]))
+    return row
+
+
+def _mean_of(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return NOTHING
+    return f"{statistics.mean(known):.2%} ± {statistics.stdev(known):.2%}"
+
+
+def _some(positions: Sequence[int]) -> str:
+    more = f" and {len(positions) - SHOWN} more" if len(positions) > SHOWN else ""
+    return ", ".join(str(position) for position in positions[:SHOWN]) + more
