@@ -1,0 +1,1 @@
+"""The named subjects: data, architectures, recipes and their preparation."""
