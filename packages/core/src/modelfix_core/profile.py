@@ -45,6 +45,7 @@ def to_profile(proto: onnx.ModelProto, name: str) -> list[str]:
     _inputs_without_initializers(proto)
     _check_input(proto, name)
     _cut_softmax(proto, notes)
+    _own_values(proto, notes)
     _dense_as_gemm(proto, notes)
     _dynamic_batch(proto, notes)
     _check_output(proto, name)
@@ -143,6 +144,27 @@ def _cut_softmax(proto: onnx.ModelProto, notes: list[str]) -> None:
     proto.graph.node.remove(last)
     output.name = last.input[0]
     notes.append(f"the trailing {last.op_type} was cut, so that the output is logits")
+
+
+def _own_values(proto: onnx.ModelProto, notes: list[str]) -> None:
+    """Give every weight its own initializer.
+
+    Exporters store equal weights (all fresh BatchNorms) once and reach the others by Identity;
+    editing one would then edit all.
+    """
+    graph = proto.graph
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    copies = 0
+    for node in list(graph.node):
+        if node.op_type == "Identity" and node.input[0] in weights:
+            copy = graph.initializer.add()
+            copy.CopyFrom(weights[node.input[0]])
+            copy.name = node.output[0]
+            weights[copy.name] = copy
+            graph.node.remove(node)
+            copies += 1
+    if copies:
+        notes.append(f"{copies} weights that shared the values of others became their own")
 
 
 def _dense_as_gemm(proto: onnx.ModelProto, notes: list[str]) -> None:
