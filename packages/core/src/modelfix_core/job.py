@@ -42,7 +42,7 @@ from modelfix_core.subject import Subject
 
 JOB_FILE = "job.json"
 SPLITS_OF_A_TASK = ("train", "validation", "repair")  # never the test split
-GRACE = 30.0  # seconds past the time limit until a job that does not report is ended
+GRACE = 10.0  # seconds past the time limit until a job that does not report is ended
 USER_ERROR = 2
 INTERRUPTED = 130
 
