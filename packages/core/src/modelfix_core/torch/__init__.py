@@ -3,8 +3,10 @@
 from modelfix_core.torch.access import PrefixCache, batches, gradients, predict
 from modelfix_core.torch.bridge import TorchModel, load
 from modelfix_core.torch.exporting import export
+from modelfix_core.torch.population import Population
 
 __all__ = [
+    "Population",
     "PrefixCache",
     "TorchModel",
     "batches",

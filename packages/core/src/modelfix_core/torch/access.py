@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from modelfix_core.dataset import Split
 from modelfix_core.population import DEFAULT_MEMORY
@@ -28,13 +28,13 @@ def images(x: Images, index: slice, device: str | torch.device = "cpu") -> Tenso
     return torch.as_tensor(batch, dtype=torch.float32).to(device)
 
 
-def predict(net: TorchModel, x: Images, batch_size: int = BATCH_SIZE) -> np.ndarray:
-    """Compute the logits in evaluation mode; the module's mode is restored.
+def predict(net: nn.Module, x: Images, batch_size: int = BATCH_SIZE) -> np.ndarray:
+    """Compute the logits in evaluation mode; the module's modes are restored.
 
     Parameters
     ----------
-    net : TorchModel
-        Any ``nn.Module`` from images to logits does.
+    net : nn.Module
+        A `TorchModel`, or any other module from images to logits.
     x : Split, ndarray or Tensor, [N, C, H, W]
     batch_size : int
 
@@ -43,13 +43,14 @@ def predict(net: TorchModel, x: Images, batch_size: int = BATCH_SIZE) -> np.ndar
     ndarray of float32, [N, K]
     """
     device = next(net.parameters()).device
-    training = net.training
+    training = [part for part in net.modules() if part.training]
     net.eval()
     try:
         with torch.inference_mode():
             parts = [net(batch).cpu() for batch in batches(x, batch_size, device)]
     finally:
-        net.train(training)
+        for part in training:
+            part.training = True
     return torch.cat(parts).numpy()
 
 
