@@ -10,5 +10,6 @@ from modelfix_core.keras import _quiet  # noqa: F401, I001 - imports TensorFlow;
 
 from modelfix_core.keras.exporter import export, import_file
 from modelfix_core.keras.net import KerasModel, load, predict
+from modelfix_core.keras.population import Population
 
-__all__ = ["KerasModel", "export", "import_file", "load", "predict"]
+__all__ = ["KerasModel", "Population", "export", "import_file", "load", "predict"]

@@ -102,7 +102,7 @@ class KerasModel:
         self.values: Mapping[str, Any] = imported.values
         self.channels_last: Mapping[str, bool] = imported.channels_last
         self._gradient_of = lru_cache(maxsize=None)(self._make_gradient)
-        self._inner = lru_cache(maxsize=None)(self._make_inner)
+        self.inner = lru_cache(maxsize=None)(self._make_inner)
 
     @cached_property
     def forward(self) -> Callable[[Any], tf.Tensor]:
@@ -158,7 +158,7 @@ class KerasModel:
     # -- layer access --------------------------------------------------------------------------
 
     def tensor_name(self, name: str) -> str:
-        """Return `name` if it is a tensor, the output tensor of the layer of that name otherwise."""
+        """Return `name` if it is a tensor, else the output tensor of the layer of that name."""
         return name if name in self.values else self.model.layer(name).output
 
     def activations(self, x: Any, names: Sequence[str]) -> dict[str, tf.Tensor]:
@@ -176,7 +176,7 @@ class KerasModel:
             [N, ...] with the axes of the file, in the order of `names`.
         """
         tensors = tuple(self.tensor_name(name) for name in names)
-        found = self._inner(tensors)(tf.convert_to_tensor(x, tf.float32))
+        found = self.inner(tensors)(tf.convert_to_tensor(x, tf.float32))
         return {
             name: self._as_onnx(tensor, value)
             for name, tensor, value in zip(names, tensors, found, strict=True)
@@ -275,7 +275,7 @@ class KerasModel:
         -------
         ndarray of float32, [N, H, W, C] or [N, features]
         """
-        compute = tf.function(self._inner((self.tensor_name(name),)), reduce_retracing=True)
+        compute = tf.function(self.inner((self.tensor_name(name),)), reduce_retracing=True)
         parts = [compute(tf.constant(batch))[0].numpy() for batch in batches(x, batch_size)]
         return np.concatenate(parts)
 
@@ -307,7 +307,7 @@ class KerasModel:
         return lambda images: tf.nest.flatten(part(images, training=False))
 
     def _make_gradient(self, tensors: tuple[str, ...], objective: Callable) -> Callable:
-        inner = self._inner((*tensors, self.model.output_name))
+        inner = self.inner((*tensors, self.model.output_name))
         signature = tf.TensorSpec((None, *self.model.input_shape), tf.float32)
 
         @tf.function(input_signature=[signature])
