@@ -200,7 +200,7 @@ class ApproachStandardTests:
     def test_job_records_and_reuses(self, tmp_path: Path) -> None:
         subject = tiny_subject(tmp_path)
         for file in (tmp_path / subject.card.name / "test").iterdir():
-            file.unlink()  # nothing that fixes may need it
+            file.write_bytes(b"poison")  # nothing that fixes may read it
         job = Job(
             approach=self.approach.info.name,
             config=self.config,
