@@ -1,0 +1,110 @@
+"""Prepare a subject: ``python -m modelfix_core.subjects NAME --root FOLDER``."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from modelfix_core.errors import ModelfixError
+from modelfix_core.subjects.catalogue import CATALOGUE
+from modelfix_core.subjects.own import EPSILON, prepare_own
+from modelfix_core.subjects.prepare import Prepared, prepare
+
+USER_ERROR = 2
+INTERRUPTED = 130
+OWN = "own"
+PROGRAM = "python -m modelfix_core.subjects"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prepare the subject named on the command line; return the exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    run = _own if arguments[:1] == [OWN] else _named
+    try:
+        prepared = run(arguments)
+    except ModelfixError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; nothing was kept, run the same command again.", file=sys.stderr)
+        return INTERRUPTED
+    print(_sentence(prepared))
+    return 0
+
+
+def _sentence(prepared: Prepared) -> str:
+    card = prepared.subject.card
+    state = "complete already" if prepared.reused else f"prepared in {card.seconds['total']:.1f} s"
+    return (
+        f"{card.name}: {state}, validation accuracy {card.validation_accuracy:.2%}, "
+        f"{prepared.subject.folder}"
+    )
+
+
+def _named(arguments: Sequence[str]) -> Prepared:
+    listing = "\n".join(f"  {name:24}{s.summary}" for name, s in CATALOGUE.items())
+    own = f"{OWN:24}Your own model and data; see `{PROGRAM} {OWN} --help`."
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Prepare a named subject, or reuse it if it is complete.",
+        epilog=f"subjects:\n{listing}\n  {own}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", help="one of the subjects below")
+    _add_common(parser)
+    parser.add_argument("--data", type=Path, help="folder of image files; default MODELFIX_DATA")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; default cpu")
+    options = parser.parse_args(arguments)
+    return prepare(
+        options.name, options.root, data=options.data, device=options.device, seed=options.seed
+    )
+
+
+def _own(arguments: Sequence[str]) -> Prepared:
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {OWN}", description="Prepare a subject from your own model and data."
+    )
+    parser.add_argument("--name", required=True, help="of the subject")
+    parser.add_argument("--model", type=Path, required=True, help="ONNX file")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with a sub-folder per class, or NPZ file"
+    )
+    _add_common(parser)
+    parser.add_argument(
+        "--epsilon", type=float, default=EPSILON, help="radius of the attack in pixel space"
+    )
+    parser.add_argument("--group-name", default="group", help="what `group` of the NPZ file means")
+    parser.add_argument("--history", type=Path, help="folder of ONNX models of the training epochs")
+    parser.add_argument(
+        "--risk",
+        type=_risk,
+        action="append",
+        metavar="CLASS=WEIGHT",
+        help="weight of a mistake; may be repeated",
+    )
+    options = parser.parse_args(arguments[1:])
+    return prepare_own(
+        options.name,
+        options.model,
+        options.data,
+        options.root,
+        options.seed,
+        attack_epsilon=options.epsilon,
+        sensitive_attribute=options.group_name,
+        risks=dict(options.risk) if options.risk else None,
+        history=options.history,
+    )
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--root", type=Path, required=True, help="folder that holds the subjects")
+    parser.add_argument("--seed", type=int, default=0, help="of splits and training; default 0")
+
+
+def _risk(text: str) -> tuple[str, float]:
+    name, _, weight = text.rpartition("=")
+    return name, float(weight)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

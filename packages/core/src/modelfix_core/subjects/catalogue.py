@@ -1,0 +1,170 @@
+"""The named subjects: what they are made of, readable without torch."""
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from modelfix_core.errors import ModelfixError
+from modelfix_core.subjects.constructions import BOTH_VERSIONS
+from modelfix_core.subjects.recipes import Recipe
+from modelfix_core.subjects.sources import SOURCES, Source
+
+DEFAULT = "fashion-mini-lenet5"
+REVISION = 1  # raised when the same definition would be prepared differently
+
+
+class NamedSubject(BaseModel):
+    """The definition of a subject.
+
+    Attributes
+    ----------
+    name, summary : str
+    source : str
+        Key of `SOURCES`.
+    sizes : dict of str to dict of str to int
+        For each part of the source the number of images that go to each split.
+    skew : float or None
+        Share of the majority colour in a class, for a fairness variant (see `colour_skew`).
+    architecture : str
+        Key of ``modelfix_core.subjects.architectures.ARCHITECTURES``.
+    mean, std : tuple of float, or None
+        Normalisation inside the model, per channel.
+    recipe : Recipe
+    attack_epsilon : float
+        In pixel space.
+    risks : dict of str to float, or None
+        Weight of a mistake by class name.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    summary: str
+    source: str
+    sizes: dict[str, dict[str, int]]
+    skew: float | None = Field(default=None, ge=0.5, le=1)
+    architecture: str
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    recipe: Recipe = Recipe()
+    attack_epsilon: float = Field(ge=0, le=1)
+    risks: dict[str, float] | None = None
+
+    @property
+    def origin(self) -> Source:
+        """Where the images come from."""
+        return SOURCES[self.source]
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of images of each prepared split."""
+        cut = {name: size for part in self.sizes.values() for name, size in part.items()}
+        if self.skew is None:
+            return cut
+        return {name: size * (2 if name in BOTH_VERSIONS else 1) for name, size in cut.items()}
+
+    @property
+    def class_risks(self) -> dict[int, float] | None:
+        """Weight of a mistake by label."""
+        if self.risks is None:
+            return None
+        return {self.origin.classes.index(name): weight for name, weight in self.risks.items()}
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """The recipe as the card tells it."""
+        return {
+            "optimizer": "Adam",
+            "loss": "cross entropy",
+            **self.recipe.model_dump(),
+            "mean": self.mean,
+            "std": self.std,
+            "final": "last epoch",
+        }
+
+    def identity(self, seed: int) -> str:
+        """Return the content hash of everything that decides what is prepared."""
+        content = [self.model_dump(mode="json", exclude={"summary"}), REVISION, seed]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+# Examples for approaches that weigh mistakes: in a shop's automatic labelling, taking a dear
+# garment for another kind costs more (a wrong offer, a return) than confusing cheap ones.
+GARMENT_RISKS = {"Coat": 1.0, "Ankle boot": 1.0, "Dress": 0.5, "Pullover": 0.5}
+
+EMBEDDED = {"test": {"train": 6_000, "validation": 1_000, "repair": 1_500, "test": 1_500}}
+# The study's: validation is 10 % of the training images, repair and test are halves of the test
+# images (its table 2).
+STUDY = {
+    "train": {"train": 54_000, "validation": 6_000},
+    "test": {"repair": 5_000, "test": 5_000},
+}
+
+CATALOGUE: Mapping[str, NamedSubject] = {
+    subject.name: subject
+    for subject in (
+        NamedSubject(
+            name="fashion-mini-lenet5",
+            summary="10,000 Fashion-MNIST images shipped with modelfix and the study's LeNet5; "
+            "works offline and is the default.",
+            source="fashion-mini",
+            sizes=EMBEDDED,
+            architecture="lenet5",
+            mean=(0.286,),
+            std=(0.353,),
+            recipe=Recipe(learning_rate=2e-3, batch_size=64, epochs=20),
+            attack_epsilon=0.1,
+            risks=GARMENT_RISKS,
+        ),
+        NamedSubject(
+            name="fashion-mini-s-resnet8",
+            summary="The fairness variant of the shipped images: tinted against grey, skewed 95 to "
+            "5 as CIFAR10S is, with a small ResNet.",
+            source="fashion-mini",
+            sizes=EMBEDDED,
+            skew=0.95,
+            architecture="resnet8",
+            mean=(0.25, 0.25, 0.25),
+            std=(0.33, 0.33, 0.33),
+            recipe=Recipe(learning_rate=1e-3, batch_size=64, epochs=8),
+            attack_epsilon=0.035,  # as the study attacks CIFAR10S
+            risks=GARMENT_RISKS,
+        ),
+        NamedSubject(
+            name="mnist-lenet5",
+            summary="MNIST with LeNet5, as in the study.",
+            source="mnist",
+            sizes=STUDY,
+            architecture="lenet5",
+            attack_epsilon=0.15,
+        ),
+        NamedSubject(
+            name="fashion-lenet5",
+            summary="Fashion-MNIST in full with the study's LeNet5 and the split sizes of MNIST; "
+            "the attack epsilon 0.1 is ours.",
+            source="fashion-mnist",
+            sizes=STUDY,
+            architecture="lenet5",
+            attack_epsilon=0.1,
+        ),
+    )
+}
+
+
+def named(name: str) -> NamedSubject:
+    """Return the definition of a named subject.
+
+    Raises
+    ------
+    ModelfixError
+        If there is none of that name; the message suggests similar ones.
+    """
+    if name in CATALOGUE:
+        return CATALOGUE[name]
+    close = difflib.get_close_matches(name.lower(), CATALOGUE, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(CATALOGUE)}."
+    raise ModelfixError(f"there is no subject {name!r}; {hint}")

@@ -1,0 +1,99 @@
+"""How the splits of a subject are made from its source."""
+
+import colorsys
+from collections.abc import Mapping
+
+import numpy as np
+
+from modelfix_core.dataset import Split, stratified
+from modelfix_core.seeds import generator, seed_for
+
+TINTED, GREY = 0, 1  # groups of the sensitive attribute "colour"
+SATURATION = 0.8
+BOTH_VERSIONS = ("repair", "test")
+
+
+def carve(
+    parts: Mapping[str, Split], sizes: Mapping[str, Mapping[str, int]], seed: int
+) -> dict[str, Split]:
+    """Cut each part of a source into splits, stratified by class.
+
+    Parameters
+    ----------
+    parts : mapping of str to Split
+        As `Source.read` gives them.
+    sizes : mapping of str to mapping of str to int
+        For each part the number of images of each split; they sum to the size of the part.
+    seed : int
+
+    Returns
+    -------
+    dict of str to Split
+    """
+    splits: dict[str, Split] = {}
+    for name, part in parts.items():
+        shares = {split: size / len(part) for split, size in sizes[name].items()}
+        index = stratified(part.y, shares, seed_for(seed=seed, stage="splits", part=name))
+        splits |= {split: part.select(positions) for split, positions in index.items()}
+    return splits
+
+
+def colour_skew(splits: Mapping[str, Split], skew: float, seed: int) -> dict[str, Split]:
+    """Make the fairness variant of grey images, as CIFAR10S is made of CIFAR10.
+
+    In train and validation each image appears once, in even classes grey with the share `skew`
+    and else tinted, in odd classes the reverse; colour then tells the class apart without being
+    part of it. In repair and test each image appears in both versions, side by side, so both lie
+    on the same side of the cut.
+
+    Parameters
+    ----------
+    splits : mapping of str to Split
+        uint8, [N, 1, H, W].
+    skew : float
+        Share of the majority colour within each class, in [0.5, 1].
+    seed : int
+        Of the choice of images and of their hues.
+
+    Returns
+    -------
+    dict of str to Split
+        uint8, [N, 3, H, W]; group 0 is tinted, 1 is grey; the id is twice that of the source, plus
+        the group.
+    """
+    variant: dict[str, Split] = {}
+    for name, split in splits.items():
+        rng = generator(seed, stage="colour", split=name)
+        hues = rng.random(len(split))
+        if name in BOTH_VERSIONS:
+            positions = np.repeat(np.arange(len(split)), 2)
+            group = np.tile([TINTED, GREY], len(split))
+        else:
+            positions = np.arange(len(split))
+            group = _skewed_groups(split.y, skew, rng)
+        variant[name] = Split(
+            _coloured(split.x[positions], hues[positions], group),
+            split.y[positions],
+            group.astype(np.int64),
+            2 * split.ids[positions] + group,
+        )
+    return variant
+
+
+def _skewed_groups(y: np.ndarray, skew: float, rng: np.random.Generator) -> np.ndarray:
+    """Assign exactly the share `skew` of every class to its majority group."""
+    group = np.empty(len(y), dtype=np.int64)
+    for label in np.unique(y):
+        members = rng.permutation(np.flatnonzero(y == label))
+        majority = GREY if label % 2 == 0 else TINTED
+        cut = round(skew * len(members))
+        group[members[:cut]] = majority
+        group[members[cut:]] = TINTED + GREY - majority
+    return group
+
+
+def _coloured(grey: np.ndarray, hues: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Copy the luminance to three channels and tint the images of group 0, [N, 3, H, W]."""
+    tints = np.array([colorsys.hsv_to_rgb(hue, SATURATION, 1.0) for hue in hues], dtype=np.float32)
+    tints[group == GREY] = 1.0
+    return np.rint(grey * tints[:, :, None, None]).astype(np.uint8)

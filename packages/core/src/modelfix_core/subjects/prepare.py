@@ -1,0 +1,252 @@
+"""Prepare a subject into a folder: splits, model, history and card; whole or not at all."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from modelfix_core.dataset import Dataset
+from modelfix_core.errors import ModelfixError
+from modelfix_core.files import explain_write_errors, replace_folder
+from modelfix_core.model import Model
+from modelfix_core.progress import ProgressReporter
+from modelfix_core.record import provenance
+from modelfix_core.subject import (
+    CARD_FILE,
+    HISTORY_FOLDER,
+    MODEL_FILE,
+    Subject,
+    SubjectCard,
+    data_hash,
+    file_hash,
+)
+from modelfix_core.subjects.catalogue import NamedSubject, named
+from modelfix_core.subjects.constructions import carve, colour_skew
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What came of preparing: the subject, and whether it was there already, complete."""
+
+    subject: Subject
+    reused: bool
+
+
+def prepare(
+    subject: str | NamedSubject,
+    root: str | Path,
+    *,
+    data: Path | None = None,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Prepared:
+    """Prepare a named subject into ``<root>/<name>``, or reuse it if it is complete.
+
+    Parameters
+    ----------
+    subject : str or NamedSubject
+        A name of the catalogue, or a definition of one's own.
+    root : str or Path
+    data : Path, optional
+        Folder of image files, searched first; default ``MODELFIX_DATA``.
+    device : str
+        Trains the model.
+    seed : int
+        Of the splits and of the training.
+
+    Raises
+    ------
+    ModelfixError
+        If the name is unknown, data are missing or damaged, PyTorch is not installed or the folder
+        cannot be written; the folder then is as it was before.
+    """
+    definition = named(subject) if isinstance(subject, str) else subject
+    identity = definition.identity(seed)
+
+    def build(folder: Path) -> None:
+        started = perf_counter()
+        dataset = make_dataset(definition, data, seed)
+        dataset.save(folder)
+        ready = perf_counter()
+        model = _train(definition, dataset, folder, device, seed)
+        trained = perf_counter()
+        finish(
+            folder,
+            model,
+            dataset,
+            device=device,
+            seconds={"data": ready - started, "training": trained - ready},
+            source={"licence": definition.origin.licence, "origin": definition.origin.homepage},
+            name=definition.name,
+            summary=definition.summary,
+            dataset=definition.origin.title,
+            architecture=definition.architecture,
+            attack_epsilon=definition.attack_epsilon,
+            recipe=definition.training,
+            seed=seed,
+            identity=identity,
+        )
+
+    return build_once(Path(root) / definition.name, identity, build)
+
+
+def make_dataset(definition: NamedSubject, data: Path | None, seed: int) -> Dataset:
+    """Read the source of a named subject and make its splits."""
+    origin = definition.origin
+    splits = carve(origin.read(data), definition.sizes, seed)
+    group_name = None
+    if definition.skew is not None:
+        splits = colour_skew(splits, definition.skew, seed)
+        group_name = "colour"
+    return Dataset(splits, origin.classes, definition.class_risks, group_name)
+
+
+def _train(
+    definition: NamedSubject, dataset: Dataset, folder: Path, device: str, seed: int
+) -> Model:
+    """Train the model, keep one ONNX file per epoch, and return the last one."""
+    try:
+        from modelfix_core.subjects import architectures, training
+        from modelfix_core.torch import export
+    except ImportError as error:
+        raise ModelfixError(
+            f"{definition.name}: its model is trained with PyTorch, which cannot be imported "
+            f"({error}); install modelfix-core[subjects]."
+        ) from error
+    split, validation = dataset["train"], dataset["validation"]
+    shape = split.x.shape[1:]
+    training.check_device(device)
+    note = ""
+    with ProgressReporter(f"training {definition.name}") as report, training.reproducible(seed):
+        network = architectures.build(
+            definition.architecture,
+            len(dataset.classes),
+            shape[0],
+            definition.mean,
+            definition.std,
+        )
+        epochs = training.train(
+            network,
+            split,
+            definition.recipe,
+            seed=seed,
+            device=device,
+            on_step=lambda done, total: report(done, total, note),
+        )
+        for epoch in epochs:
+            model = export(network, shape, dataset.classes, subject=definition.name, epoch=epoch)
+            model.save(folder / HISTORY_FOLDER / f"epoch-{epoch:02d}.onnx")
+            note = f"epoch {epoch}, validation accuracy {model.accuracy(validation):.1%}"
+    return model
+
+
+def finish(
+    folder: Path,
+    model: Model,
+    dataset: Dataset,
+    /,
+    *,
+    device: str,
+    seconds: Mapping[str, float],
+    source: Mapping[str, str],
+    **card: Any,
+) -> None:
+    """Write the model and, last, the card of a subject whose splits and history are in `folder`.
+
+    Parameters
+    ----------
+    folder : Path
+    model : Model
+    dataset : Dataset
+    device : str
+    seconds : mapping of str to float
+        Of the parts; their sum is added as ``total``.
+    source : mapping of str to str
+        Licence and origin of the data, for the provenance.
+    **card
+        The entries of `SubjectCard` that follow neither from the model nor from the data.
+    """
+    model.save(folder / MODEL_FILE)
+    ran = provenance(device)
+    SubjectCard(
+        classes=list(dataset.classes),
+        input_shape=model.input_shape,
+        splits={name: len(split) for name, split in dataset.splits.items()},
+        sensitive_attribute=dataset.group_name,
+        risks=None if dataset.risks is None else dict(dataset.risks),
+        validation_accuracy=model.accuracy(dataset["validation"]),
+        model_hash=model.hash,
+        data_hash=data_hash(folder),
+        history_hashes=[file_hash(p) for p in sorted((folder / HISTORY_FOLDER).glob("*.onnx"))],
+        seconds={**seconds, "total": sum(seconds.values())},
+        versions=ran.pop("versions"),
+        provenance={**ran, **source},
+        **card,
+    ).save(folder)
+
+
+def build_once(target: Path, identity: str, build: Callable[[Path], None]) -> Prepared:
+    """Reuse the subject at `target` if it is the wanted one; else build it and put it there.
+
+    Parameters
+    ----------
+    target : Path
+    identity : str
+        Content hash of what the subject is made from.
+    build : callable
+        Writes everything into the empty folder that it is given, beside `target`.
+    """
+    with _only_one(target):
+        known = _complete(target, identity)
+        if known is not None:
+            return Prepared(known, reused=True)
+        _refuse_foreign(target)
+        partial = target.with_name(f".{target.name}.partial")
+        try:
+            with explain_write_errors(target):
+                shutil.rmtree(partial, ignore_errors=True)  # what a killed run left
+                partial.mkdir()
+            build(partial)
+            replace_folder(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return Prepared(Subject.load(target), reused=False)
+
+
+@contextmanager
+def _only_one(target: Path) -> Iterator[None]:
+    """Keep a second process off the same subject."""
+    with explain_write_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(target.with_name(f".{target.name}.lock"))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise ModelfixError(
+                f"{target}: another process is preparing this subject; wait for it to end."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _complete(target: Path, identity: str) -> Subject | None:
+    try:
+        subject = Subject.load(target)
+    except ModelfixError:
+        return None
+    return subject if subject.card.identity == identity and not subject.problems() else None
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Never put a subject in the place of a folder that holds something else."""
+    if target.is_dir() and any(target.iterdir()) and not (target / CARD_FILE).exists():
+        raise ModelfixError(
+            f"{target}: holds files but no prepared subject; choose another folder or empty it."
+        )
