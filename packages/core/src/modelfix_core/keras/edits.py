@@ -36,6 +36,8 @@ class Edit:
         the entries that stay.
     original : ndarray of float32, [D]
         The layer's own values of the edited weights.
+    place : ndarray of int, [D, axes]
+        Where the edited weights lie in the kernel as Keras holds it.
     own : ndarray of int, [D]
         Position of the edited weights among the values of all patches.
     """
@@ -46,6 +48,7 @@ class Edit:
     units: np.ndarray
     slots: np.ndarray
     original: np.ndarray
+    place: np.ndarray
     own: np.ndarray
 
     def columns(self, x: tf.Tensor) -> tf.Tensor:
@@ -68,6 +71,26 @@ class Edit:
         padded = tf.pad(change, [[0, 0], [0, 1]])
         shape = (-1, len(self.positions), len(self.units))
         return tf.reshape(tf.gather(padded, self.slots, axis=1), shape)
+
+    def convolved(self, x: tf.Tensor, values: tf.Tensor) -> tf.Tensor:
+        """Return the patched convolutions of inputs [P, n, H, W, C] that differ by candidate."""
+        layer = self.layer
+        options = {"padding": layer.padding.upper()}
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            convolution = tf.nn.depthwise_conv2d
+            options["strides"] = [1, *layer.strides, 1]
+        else:
+            convolution = tf.nn.conv2d
+            options["strides"] = layer.strides
+
+        def one(candidate: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
+            images, own = candidate
+            kernel = tf.tensor_scatter_nd_update(layer.kernel.value, self.place, own)
+            return convolution(images, kernel, dilations=layer.dilation_rate, **options)
+
+        own = tf.gather(values, self.own, axis=1)
+        output = tf.map_fn(one, (x, own), fn_output_signature=tf.float32)
+        return output + layer.bias if layer.use_bias else output
 
 
 def edits_of(net: KerasModel, patches: Sequence[Patch]) -> Mapping[int, Edit]:
@@ -104,7 +127,8 @@ def _edit(net: KerasModel, name: str, index: np.ndarray, own: np.ndarray) -> Edi
         for layer in step.layers
         if step.kind == "linear" and layer.kernel is variable
     )
-    read, write = _coordinates(layer, layout, variable.shape, index)
+    place = _places(layout, variable.shape, index)
+    read, write = _reads_and_writes(layer, variable.shape, place)
     rows, row = np.unique(read, axis=0, return_inverse=True)
     units, unit = np.unique(write, return_inverse=True)
     channels, channel = np.unique(rows[:, 0], return_inverse=True)
@@ -118,7 +142,8 @@ def _edit(net: KerasModel, name: str, index: np.ndarray, own: np.ndarray) -> Edi
         (rows[:, 1] * columns + rows[:, 2]) * len(channels) + channel.ravel(),
         units,
         slots.ravel(),
-        layout.to_onnx(kernel).ravel()[index],
+        kernel[tuple(place.T)],
+        place,
         own,
     )
 
@@ -137,17 +162,20 @@ def _check(net: KerasModel, name: str, index: np.ndarray, size: int) -> None:
         raise ModelfixError(f"{net.model.name}: a weight of layer {name!r} is patched twice.")
 
 
-def _coordinates(
-    layer: keras.layers.Layer, layout: Layout, shape: tuple[int, ...], index: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (channel, row, column) read and unit written by each weight."""
+def _places(layout: Layout, shape: tuple[int, ...], index: np.ndarray) -> np.ndarray:
+    """Return the coordinates in Keras' kernel of positions in the file's flattened weight."""
     file_order = np.arange(np.prod(shape)).reshape(layout.onnx)
     keras_order = np.argsort(layout.to_keras(file_order).ravel())[index]
-    place = np.unravel_index(keras_order, shape)
+    return np.stack(np.unravel_index(keras_order, shape), axis=1)
+
+
+def _reads_and_writes(
+    layer: keras.layers.Layer, shape: tuple[int, ...], place: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (channel, row, column) read and unit written by each weight."""
     if isinstance(layer, keras.layers.Dense):
-        nothing = np.zeros_like(place[0])
-        return np.stack([place[0], nothing, nothing], axis=1), place[1]
-    row, column, inner, outer = place
+        return np.pad(place[:, :1], [(0, 0), (0, 2)]), place[:, 1]
+    row, column, inner, outer = place.T
     if isinstance(layer, keras.layers.DepthwiseConv2D):
         channel, unit = inner, inner * shape[3] + outer
     else:
