@@ -8,7 +8,7 @@ the batch and runs through the unpatched layers. The classes that a patch of the
 not touch enter the loss through their kept maximum and log-sum-exp.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,13 @@ class Population:
     memory : int
         Bytes for kept tensors and passes. Tensors that do not fit are computed anew in each
         evaluation.
+    chunk : int, optional
+        At most so many images in one pass; by default what the memory allows.
+
+    Attributes
+    ----------
+    chunk : int
+        Images of one pass; parts that begin and end at its multiples cost no padding.
 
     Raises
     ------
@@ -65,6 +72,7 @@ class Population:
         x: Split | np.ndarray,
         y: np.ndarray | None = None,
         memory: int = DEFAULT_MEMORY,
+        chunk: int | None = None,
     ) -> None:
         self.net = net
         self.size = sum(np.size(patch.index) for patch in patches)
@@ -79,32 +87,35 @@ class Population:
         base, width = self._rehearse()
         self._recipes = base.recipes
         on_gpu = bool(tf.config.list_logical_devices("GPU"))
-        self._plan(width, min(memory // 2, CHUNK_GPU if on_gpu else CHUNK))
+        self._plan(width, min(memory // 2, CHUNK_GPU if on_gpu else CHUNK), chunk or len(x))
         self._base = tf.function(self._compute_base)
         self._score = tf.function(self._compute_scores)
         self._logits = tf.function(self._compute_logits)
         fits = base.bytes * len(x) <= memory // 2
-        self._kept = list(self._base_chunks()) if fits else None
+        count = -(-len(x) // self.chunk)
+        self._kept = [self._base_chunk(index) for index in range(count)] if fits else None
 
-    def evaluate(self, values: np.ndarray) -> Scores:
+    def evaluate(self, values: np.ndarray, part: slice = slice(None)) -> Scores:
         """Score candidates.
 
         Parameters
         ----------
         values : ndarray, [P, D]
             New values of the patched weights; D is the total of all patches in their order.
+        part : slice
+            Of the images, without a step.
 
         Returns
         -------
         Scores
-            `right` and `loss`, [P, n].
+            `right` and `loss`, [P, n] for the n images of `part`.
         """
-        right, loss = self._run(self._score, values)
+        right, loss = self._run(self._score, values, part)
         return Scores(right, loss)
 
-    def logits(self, values: np.ndarray) -> np.ndarray:
-        """Compute the logits of candidates, [P, D] to [P, n, K] of float32."""
-        return self._run(self._logits, values)[0]
+    def logits(self, values: np.ndarray, part: slice = slice(None)) -> np.ndarray:
+        """Compute the logits of candidates, [P, D] to [P, n, K] of float32, as `evaluate`."""
+        return self._run(self._logits, values, part)[0]
 
     # -- passes --------------------------------------------------------------------------------
 
@@ -117,22 +128,21 @@ class Population:
         run.logits()
         return base, run.bytes
 
-    def _plan(self, width: int, budget: int) -> None:
+    def _plan(self, width: int, budget: int, most: int) -> None:
         """Choose how many candidates and images one pass takes."""
         count = len(self._labels)
         self._candidates = int(np.clip(budget // width, 1, CANDIDATES))
-        images = int(np.clip(budget // (width * self._candidates), 1, count))
-        self._images = -(-count // -(-count // images))  # chunks of nearly equal size
+        images = int(np.clip(budget // (width * self._candidates), 1, min(count, most)))
+        self.chunk = -(-count // -(-count // images))  # chunks of nearly equal size
 
-    def _base_chunks(self) -> Iterator[list[tf.Tensor]]:
-        """Yield the kept tensors of each chunk of images; the last chunk is padded."""
-        for start in range(0, len(self._labels), self._images):
-            part = slice(start, start + self._images)
-            split = isinstance(self._x, Split)
-            x = self._x.images(part) if split else np.asarray(self._x[part], np.float32)
-            yield self._base(tf.constant(_padded(x, self._images)))
+    def _base_chunk(self, index: int) -> list[tf.Tensor]:
+        """Return the kept tensors of a chunk of images; the last chunk is padded."""
+        part = slice(index * self.chunk, (index + 1) * self.chunk)
+        split = isinstance(self._x, Split)
+        x = self._x.images(part) if split else np.asarray(self._x[part], np.float32)
+        return self._base(tf.constant(_padded(x, self.chunk)))
 
-    def _run(self, compute: Callable, values: np.ndarray) -> list[np.ndarray]:
+    def _run(self, compute: Callable, values: np.ndarray, part: slice) -> list[np.ndarray]:
         values = np.asarray(values, dtype=np.float32)
         if values.ndim != 2 or values.shape[1] != self.size:
             raise ModelfixError(
@@ -144,15 +154,18 @@ class Population:
             tf.constant(_padded(values[start : start + step], step))
             for start in range(0, count, step)
         ]
+        start, stop, _ = part.indices(len(self._labels))
+        first = start // self.chunk
         columns = []
-        for index, kept in enumerate(self._kept or self._base_chunks()):
-            part = slice(index * self._images, (index + 1) * self._images)
-            labels = tf.constant(_padded(self._labels[part], self._images), tf.int32)
+        for index in range(first, -(-stop // self.chunk)):
+            kept = self._kept[index] if self._kept else self._base_chunk(index)
+            images = slice(index * self.chunk, (index + 1) * self.chunk)
+            labels = tf.constant(_padded(self._labels[images], self.chunk), tf.int32)
             results = [compute(chunk, labels, kept) for chunk in chunks]
             columns.append([np.concatenate(rows) for rows in zip(*results, strict=True)])
-        n = len(self._labels)
         joined = [np.concatenate(parts, axis=1) for parts in zip(*columns, strict=True)]
-        return [array[:count, :n] for array in joined]
+        wanted = slice(start - first * self.chunk, stop - first * self.chunk)
+        return [array[:count, wanted] for array in joined]
 
     def _compute_base(self, x: tf.Tensor) -> list[tf.Tensor]:
         names = list(dict.fromkeys(name for name, _ in self._recipes))
