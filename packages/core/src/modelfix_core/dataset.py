@@ -1,6 +1,8 @@
 """Labelled images in splits: memory-mapped arrays with groups and class risks."""
 
 import json
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +15,8 @@ from modelfix_core.files import atomic_path, write_text
 
 SPLITS = ("train", "validation", "repair", "test")
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
+# A plain .npy array is no context manager, hence TypeError.
+UNREADABLE_NPZ = (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 OWN_FRACTIONS = {"train": 0.6, "validation": 0.1, "repair": 0.15, "test": 0.15}
 
 
@@ -281,7 +285,7 @@ def _read_npz(path: Path) -> Dataset:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
-    except (ValueError, OSError, EOFError, AttributeError) as error:
+    except UNREADABLE_NPZ as error:
         raise ModelfixError(
             f"{path}: is not a readable NPZ file without pickled objects ({error})."
         ) from error
