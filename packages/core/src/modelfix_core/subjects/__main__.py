@@ -103,7 +103,10 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
 
 def _risk(text: str) -> tuple[str, float]:
     name, _, weight = text.rpartition("=")
-    return name, float(weight)
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form CLASS=WEIGHT") from None
 
 
 if __name__ == "__main__":

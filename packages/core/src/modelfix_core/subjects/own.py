@@ -141,7 +141,7 @@ def _epochs(history: str | Path | None, model: Model) -> list[Model]:
 
 
 def _dataset(model: Model, data: Path, seed: int) -> Dataset:
-    dataset = Dataset.from_folder(data, seed) if data.is_dir() else Dataset.from_npz(data, seed)
+    dataset = Dataset.whole(data).divide(seed)
     labels = model.labels
     if labels is None or labels == list(dataset.classes) or set(labels) != set(dataset.classes):
         return dataset
