@@ -76,7 +76,7 @@ def test_a_missing_file_is_named(subject, name):
 
 def test_a_missing_split_is_named(subject):
     shutil.rmtree(subject.folder / "validation")
-    with pytest.raises(ModelfixError, match="validation/x.npy: is missing"):
+    with pytest.raises(ModelfixError, match=r"validation/x\.npy: is missing"):
         Subject.load(subject.folder)
 
 

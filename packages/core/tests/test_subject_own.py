@@ -98,7 +98,7 @@ def test_names_that_would_mislead_are_refused(tmp_path, model_path, npz, name):
 
 
 def test_risks_and_epsilon_are_checked(tmp_path, model_path, npz):
-    with pytest.raises(ModelfixError, match="no class 'x' .* the classes are 0, 1, 2"):
+    with pytest.raises(ModelfixError, match=r"no class 'x' .* the classes are 0, 1, 2"):
         prepare_own("mine", model_path, npz, tmp_path, risks={"x": 1.0})
     with pytest.raises(ModelfixError, match="risk of '0' is -1"):
         prepare_own("mine", model_path, npz, tmp_path, risks={"0": -1.0})

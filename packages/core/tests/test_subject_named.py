@@ -1,0 +1,172 @@
+"""The catalogue and the construction of splits, without training anything."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from modelfix_core import ModelfixError, Split
+from modelfix_core.subjects import CATALOGUE, DEFAULT, named
+from modelfix_core.subjects.__main__ import main
+from modelfix_core.subjects.catalogue import GARMENT_RISKS
+from modelfix_core.subjects.constructions import GREY, TINTED, carve, colour_skew
+from modelfix_core.subjects.prepare import make_dataset
+
+
+def test_the_catalogue_is_read_without_a_framework():
+    code = (
+        "import sys; from modelfix_core.subjects.catalogue import CATALOGUE; "
+        "assert len(CATALOGUE) >= 4; "
+        "assert not {'torch', 'torchvision', 'tensorflow'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_subject_is_described():
+    for name, subject in CATALOGUE.items():
+        assert subject.name == name
+        assert subject.summary.endswith(".")
+        assert set(subject.splits) == {"train", "validation", "repair", "test"}
+        for part, sizes in subject.sizes.items():
+            assert sum(sizes.values()) == subject.origin.sizes[part]
+    assert DEFAULT in CATALOGUE
+
+
+def test_split_sizes_follow_the_study():
+    study = {"train": 54_000, "validation": 6_000, "repair": 5_000, "test": 5_000}
+    assert CATALOGUE["mnist-lenet5"].splits == study
+    assert CATALOGUE["fashion-lenet5"].splits == study
+    recipe = CATALOGUE["mnist-lenet5"].recipe
+    assert (recipe.learning_rate, recipe.batch_size, recipe.epochs) == (1e-4, 128, 20)
+    assert CATALOGUE["mnist-lenet5"].attack_epsilon == 0.15
+    assert CATALOGUE["fashion-mini-s-resnet8"].attack_epsilon == 0.035
+
+
+def test_unknown_names_get_suggestions():
+    with pytest.raises(ModelfixError, match="did you mean mnist-lenet5"):
+        named("mnist-lenet")
+    with pytest.raises(ModelfixError, match="there are fashion-mini-lenet5"):
+        named("xyz")
+
+
+def test_identity_follows_what_decides_the_content():
+    subject = CATALOGUE[DEFAULT]
+    recipe = subject.recipe.model_copy(update={"epochs": 3})
+    assert subject.identity(0) != subject.identity(1)
+    assert subject.identity(0) != subject.model_copy(update={"recipe": recipe}).identity(0)
+    assert subject.identity(0) == subject.model_copy(update={"summary": "Other."}).identity(0)
+
+
+@pytest.fixture(scope="module")
+def mini():
+    return make_dataset(CATALOGUE[DEFAULT], None, seed=0)
+
+
+@pytest.fixture(scope="module")
+def skewed():
+    return make_dataset(CATALOGUE["fashion-mini-s-resnet8"], None, seed=0)
+
+
+class TestSplits:
+    def test_sizes_and_stratification(self, mini):
+        for name, size in CATALOGUE[DEFAULT].splits.items():
+            split = mini[name]
+            assert len(split) == size
+            np.testing.assert_array_equal(np.bincount(split.y), np.full(10, size // 10))
+
+    def test_no_image_is_in_two_splits(self, mini):
+        ids = np.concatenate([split.ids for split in mini.splits.values()])
+        assert len(np.unique(ids)) == 10_000
+
+    def test_ids_lead_back_to_the_source(self, mini):
+        source = CATALOGUE[DEFAULT].origin.read()["test"]
+        for split in mini.splits.values():
+            np.testing.assert_array_equal(split.x, source.x[split.ids])
+            np.testing.assert_array_equal(split.y, source.y[split.ids])
+
+    def test_risks_name_classes(self, mini):
+        assert {mini.classes[k]: v for k, v in mini.risks.items()} == GARMENT_RISKS
+
+    def test_the_seed_decides(self, mini):
+        again = make_dataset(CATALOGUE[DEFAULT], None, seed=0)
+        other = make_dataset(CATALOGUE[DEFAULT], None, seed=1)
+        np.testing.assert_array_equal(mini["test"].ids, again["test"].ids)
+        assert not np.array_equal(mini["test"].ids, other["test"].ids)
+
+    def test_uneven_classes_keep_their_shares(self):
+        y = np.repeat([0, 1, 2], [600, 300, 100])
+        part = Split(np.zeros((1000, 1, 2, 2), np.uint8), y)
+        splits = carve({"all": part}, {"all": {"train": 700, "test": 300}}, seed=0)
+        np.testing.assert_allclose(np.bincount(splits["train"].y), [420, 210, 70], atol=1)
+
+
+class TestColourSkew:
+    def test_sizes(self, skewed):
+        assert {name: len(s) for name, s in skewed.splits.items()} == {
+            "train": 6_000,
+            "validation": 1_000,
+            "repair": 3_000,
+            "test": 3_000,
+        }
+        assert skewed.group_name == "colour"
+        assert skewed["train"].x.shape[1:] == (3, 28, 28)
+
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    def test_the_majority_is_reversed_for_half_of_the_classes(self, skewed, name):
+        split = skewed[name]
+        for label in range(10):
+            members = split.group[split.y == label]
+            majority = GREY if label % 2 == 0 else TINTED
+            assert np.mean(members == majority) == pytest.approx(0.95)
+
+    @pytest.mark.parametrize("name", ["repair", "test"])
+    def test_every_image_in_both_versions_in_the_same_half(self, skewed, name):
+        split = skewed[name]
+        images, count = np.unique(split.ids // 2, return_counts=True)
+        assert len(images) == 1_500
+        assert (count == 2).all()
+        np.testing.assert_array_equal(np.bincount(split.group), [1_500, 1_500])
+        np.testing.assert_array_equal(split.y[0::2], split.y[1::2])
+
+    def test_splits_are_apart_by_image(self, skewed):
+        images = [np.unique(split.ids // 2) for split in skewed.splits.values()]
+        assert len(np.unique(np.concatenate(images))) == 10_000
+
+    def test_ids_are_unique_and_tell_the_group(self, skewed):
+        ids = np.concatenate([split.ids for split in skewed.splits.values()])
+        assert len(np.unique(ids)) == len(ids)
+        for split in skewed.splits.values():
+            np.testing.assert_array_equal(split.ids % 2, split.group)
+
+    def test_grey_is_grey_and_tinted_is_not(self, skewed, mini):
+        split = skewed["test"]
+        grey, tinted = split.select(split.group == GREY), split.select(split.group == TINTED)
+        np.testing.assert_array_equal(grey.x, np.repeat(mini["test"].x, 3, axis=1))
+        spread = tinted.x.max(axis=1).astype(int) - tinted.x.min(axis=1)
+        assert (spread.max(axis=(1, 2)) > 50).all()
+        # The brightest channel keeps the luminance: a tint hides nothing of the shape.
+        np.testing.assert_array_equal(tinted.x.max(axis=1), mini["test"].x[:, 0])
+
+    @pytest.mark.parametrize("skew", [0.5, 0.8, 1.0])
+    def test_the_skew_is_an_option(self, mini, skew):
+        split = colour_skew({"train": mini["train"]}, skew, seed=0)["train"]
+        assert np.mean(split.group[split.y == 4] == GREY) == pytest.approx(skew)
+
+
+class TestCommandLine:
+    def test_help_lists_the_subjects(self, capsys):
+        with pytest.raises(SystemExit):
+            main(["--help"])
+        out = capsys.readouterr().out
+        assert all(name in out for name in CATALOGUE)
+
+    def test_an_unknown_name(self, tmp_path, capsys):
+        assert main(["mnist", "--root", str(tmp_path)]) == 2
+        assert capsys.readouterr().err == (
+            "error: there is no subject 'mnist'; did you mean mnist-lenet5?\n"
+        )
+
+    def test_a_folder_that_cannot_be_written(self, tmp_path, capsys):
+        (tmp_path / "file").write_text("in the way")
+        assert main([DEFAULT, "--root", str(tmp_path / "file")]) == 2
+        assert "cannot be written" in capsys.readouterr().err
