@@ -28,6 +28,7 @@ import keras
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from modelfix_core.errors import ModelfixError
 from modelfix_core.keras.layers import Arithmetic, Clip, Divide, Padding
@@ -149,7 +150,7 @@ class _Importer:
         self.model = model
         graph = model.proto().graph
         self.nodes = [_Node(node) for node in graph.node]
-        self.constants = _constants(graph, self.nodes)
+        self.constants = _constants(graph)
         self.values: dict[str, Any] = {}
         self.channels_last: dict[str, bool] = {}
         self.steps: list[Step] = []
@@ -270,6 +271,11 @@ class _Importer:
 
     def bind(self, name: str, variable: keras.Variable, layout: Layout) -> None:
         """Give `variable` the value of the initializer `name`."""
+        if name not in self.model.weights:
+            raise ModelfixError(
+                f"{self.model.name}: the weight {name!r} is computed in the graph; export the "
+                "model with its weights as initializers."
+            )
         variable.assign(layout.to_keras(self.constants[name]))
         if self.tensors.setdefault(name, variable) is not variable:
             raise ModelfixError(
@@ -287,13 +293,14 @@ class _Importer:
         return self.shared[key]
 
 
-def _constants(graph: onnx.GraphProto, nodes: Sequence[_Node]) -> dict[str, np.ndarray]:
+def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Return the initializers and what the graph computes from constants alone."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    for node in nodes:
-        if node.op == "Constant":
-            (value,) = node.attributes.values()
-            tensor = isinstance(value, onnx.TensorProto)
-            constants[node.output] = numpy_helper.to_array(value) if tensor else np.asarray(value)
+    for node in graph.node:
+        if all(name in constants for name in node.input if name):
+            inputs = {name: constants[name] for name in node.input if name}
+            results = ReferenceEvaluator(node).run(None, inputs)
+            constants.update(zip(node.output, results, strict=False))
     return constants
 
 
@@ -596,6 +603,9 @@ def _concat(to: _Importer, node: _Node) -> None:
     rank = len(to.values[inputs[0]].shape)
     if node["axis"] % rank != 1:
         raise to.refuse(node, "expected a concatenation of channels or features")
+    if len(inputs) == 1:
+        to.add("channelwise", [], inputs, node.output, channels_last=to.channels_last[inputs[0]])
+        return
     layer = keras.layers.Concatenate(axis=-1, name=to.unique(node.name))
     to.layer("concat", layer, node, inputs)
 
