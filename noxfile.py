@@ -223,6 +223,12 @@ def lock(session: nox.Session) -> None:
 
 
 @nox.session
+def catalogue(session: nox.Session) -> None:
+    """Refresh the catalogue of approaches that the command ships."""
+    run(session, HOME, "-m", "modelfix.catalogue")
+
+
+@nox.session
 def wheels(session: nox.Session) -> None:
     """Build every member into dist/."""
     shutil.rmtree(ROOT / "dist", ignore_errors=True)

@@ -2,10 +2,11 @@
 
 import json
 from dataclasses import asdict
-from importlib.resources import files
+from importlib.resources import as_file, files
 
 from modelfix_core.approach import ApproachInfo, Category, Framework, Need
 from modelfix_core.errors import ModelfixError
+from modelfix_core.files import write_text
 from modelfix_core.registry import Broken, Registry, unknown
 
 FILE = "catalogue.json"
@@ -70,4 +71,12 @@ def _from_dict(entry: dict) -> ApproachInfo:
     )
 
 
-__all__ = ["Broken", "Catalogue", "as_dict", "published", "render"]
+def refresh() -> None:
+    """Write the catalogue of the approaches installed here into the package (a checkout's)."""
+    infos, _ = Registry().infos()
+    with as_file(files("modelfix").joinpath(FILE)) as path:
+        write_text(path, render(infos))
+
+
+if __name__ == "__main__":
+    refresh()
