@@ -84,6 +84,9 @@ class Model:
         self._proto = proto
         self.notes = profile.to_profile(proto, name)
 
+    def __deepcopy__(self, memo: dict) -> "Model":
+        return self  # immutable, and its session cannot be copied
+
     # -- files ---------------------------------------------------------------------------------
 
     @classmethod
