@@ -172,15 +172,18 @@ def _dense_as_gemm(proto: onnx.ModelProto, notes: list[str]) -> None:
     graph = proto.graph
     weights = {tensor.name: tensor for tensor in graph.initializer}
     uses = Counter(name for node in graph.node for name in node.input)
-    shapes = onnx.shape_inference.infer_shapes(proto).graph.value_info
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    shapes = [*inferred.input, *inferred.value_info]
     ranks = {v.name: len(v.type.tensor_type.shape.dim) for v in shapes}
     transposed: set[str] = set()
     rewritten = 0
     for node in list(graph.node):
         if node.op_type not in ("MatMul", "Gemm") or len(node.input) < 2:
             continue
-        weight = weights.get(node.input[1])
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "MatMul" and ranks.get(node.input[0], 2) == 2:
+            _absorb_transpose(graph, node, weights, uses, attributes)
+        weight = weights.get(node.input[1])
         if weight is None or len(weight.dims) != 2 or attributes.get("transA", 0):
             continue
         if attributes.get("alpha", 1.0) != 1.0 or attributes.get("beta", 1.0) != 1.0:
@@ -201,6 +204,19 @@ def _dense_as_gemm(proto: onnx.ModelProto, notes: list[str]) -> None:
         node.attribute.append(helper.make_attribute("transB", 1))
     if rewritten or transposed:
         notes.append(f"{max(rewritten, len(transposed))} dense layers were written as Gemm [out, in]")
+
+
+def _absorb_transpose(graph, node, weights, uses, attributes) -> None:
+    """Take the weight of `node` from before a Transpose, as exporters write layers without bias."""
+    before = next((n for n in graph.node if node.input[1] in n.output), None)
+    if before is None or before.op_type != "Transpose" or before.input[0] not in weights:
+        return
+    if len(weights[before.input[0]].dims) != 2:
+        return
+    if uses[before.output[0]] == 1:
+        graph.node.remove(before)
+    node.input[1] = before.input[0]
+    attributes["transB"] = 1
 
 
 def _absorb_bias(graph, node, weights, uses, attributes) -> None:
