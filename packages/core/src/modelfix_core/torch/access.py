@@ -99,14 +99,17 @@ class PrefixCache:
         Tensor or layer names.
     x : Split, ndarray or Tensor, [N, C, H, W]
     memory : int
-        Bytes that the cache may hold. Where the tensors do not fit they are computed again,
-        batch by batch, whenever they are asked for.
+        Bytes that the cache may hold, and that a pass to fill it may take. Where the tensors do
+        not fit they are computed again, batch by batch, whenever they are asked for.
     batch_size : int
+        At most so many images are computed at once to fill the cache.
 
     Attributes
     ----------
     held : bool
         Whether the tensors fit.
+    bytes_per_image, bytes_per_pass : int
+        What one image takes in the cache, and at the peak of computing its tensors.
     """
 
     def __init__(
@@ -120,11 +123,11 @@ class PrefixCache:
         self.net = net
         self.names = list(names)
         self.x = x
-        self.bytes_per_image = sum(4 * t.numel() for t in self._compute(slice(0, 1)).values())
+        self.bytes_per_image, self.bytes_per_pass = self._measure()
         self.held = self.bytes_per_image * len(x) <= memory
         self._tensors: dict[str, Tensor] = {}
         if self.held:
-            self._fill(batch_size)
+            self._fill(min(batch_size, max(1, memory // self.bytes_per_pass)))
 
     def __len__(self) -> int:
         return len(self.x)
@@ -138,6 +141,24 @@ class PrefixCache:
     def _compute(self, index: slice) -> dict[str, Tensor]:
         with torch.no_grad():
             return self.net.activations(images(self.x, index, self.net.device), self.names)
+
+    def _measure(self) -> tuple[int, int]:
+        source = self.net.model.input_name
+        wanted = [self.net.place(name) for name in self.names]
+        plan = self.net.plan([source], wanted)
+        made = [name for step, _ in plan for name in step.outputs[:1]]
+        with torch.no_grad():
+            known = {source: images(self.x, slice(0, 1), self.net.device)}
+            values = known | self.net.run(known, made)
+        sizes = {name: value.numel() * value.element_size() for name, value in values.items()}
+        alive = peak = sizes[source]
+        for step, finished in plan:
+            alive += sizes[step.outputs[0]]
+            # Padding and the like make a copy of the input for a moment.
+            copies = max((sizes.get(name, 0) for name in step.inputs), default=0)
+            peak = max(peak, alive + copies)
+            alive -= sum(sizes.get(name, 0) for name in finished)
+        return sum(sizes[name] for name in wanted), peak
 
     def _fill(self, batch_size: int) -> None:
         for start in range(0, len(self.x), batch_size):

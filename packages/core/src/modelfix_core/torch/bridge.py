@@ -1,6 +1,6 @@
 """A model as a trainable PyTorch module whose weights keep their ONNX names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -232,7 +232,7 @@ class TorchModel(nn.Module):
             If a wanted tensor cannot be computed from the known ones.
         """
         values = dict(known)
-        for step, finished in self._plan(known, wanted):
+        for step, finished in self.plan(known, wanted):
             self.apply(step, values)
             for name in finished:
                 del values[name]
@@ -265,7 +265,10 @@ class TorchModel(nn.Module):
             )
         return chosen[::-1]
 
-    def _plan(self, known, wanted) -> list[tuple[Step, tuple[str, ...]]]:
+    def plan(
+        self, known: Iterable[str], wanted: Sequence[str]
+    ) -> list[tuple[Step, tuple[str, ...]]]:
+        """Return the steps of `between`, each with the tensors that are of no use after it."""
         key = (frozenset(known), tuple(wanted))
         if key not in self._plans:
             steps = self.between(list(known), wanted)

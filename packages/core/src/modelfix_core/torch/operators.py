@@ -6,6 +6,7 @@ fused, and none of the second copies that its whole-model converter keeps of eve
 
 import warnings
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -36,6 +37,43 @@ class Concat(nn.Module):
     def forward(self, *parts: Tensor) -> Tensor:
         """Concatenate `parts`."""
         return torch.cat(parts, dim=self.axis)
+
+
+class Gather(nn.Module):
+    """Pick entries along one axis (onnx2pytorch's indexes with a list, which torch gave up)."""
+
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, data: Tensor, indices: Tensor) -> Tensor:
+        """Index `data` at `indices`, whose dimensions replace the axis."""
+        return data[(slice(None),) * (self.axis % data.ndim) + (indices.long(),)]
+
+
+class Slice(nn.Module):
+    """Cut along axes (onnx2pytorch's indexes with a list, which torch gave up)."""
+
+    def forward(
+        self,
+        data: Tensor,
+        starts: Tensor,
+        ends: Tensor,
+        axes: Tensor | None = None,
+        steps: Tensor | None = None,
+    ) -> Tensor:
+        """Cut `data` from `starts` to `ends`, the first axes where none are given."""
+        places = range(len(starts)) if axes is None else axes.tolist()
+        strides = [1] * len(starts) if steps is None else steps.tolist()
+        for axis, *bounds in zip(places, starts.tolist(), ends.tolist(), strides, strict=True):
+            first, stop, step = slice(*bounds).indices(data.shape[axis])
+            if step > 0:
+                cut = (slice(None),) * (axis % data.ndim) + (slice(first, stop, step),)
+                data = data[cut]
+            else:
+                index = torch.arange(first, stop, step, device=data.device)
+                data = data.index_select(axis, index)
+        return data
 
 
 def readable(proto: onnx.ModelProto) -> GraphProto:
@@ -97,7 +135,11 @@ def convert(node: NodeProto, constants: Mapping[str, np.ndarray], opset: int) ->
     if node.op_type == "Dropout":
         return nn.Dropout(_dropout_ratio(node, constants))
     if node.op_type == "Concat":
-        return Concat(helper.get_node_attr_value(node, "axis"))
+        return Concat(_attribute(node, "axis", None))
+    if node.op_type == "Gather":
+        return Gather(_attribute(node, "axis", 0))
+    if node.op_type == "Slice":
+        return Slice()
     needed = list(node.input[1:]) if node.op_type in WEIGHTED else []
     # Reshape alone takes its constant target when it is made, as numbers instead of a tensor.
     needed += [n for n in node.input[1:] if node.op_type == "Reshape" and n in constants]
@@ -137,19 +179,21 @@ def _simplified(operator: nn.Module, node: NodeProto) -> nn.Module:
         inner.return_indices = False
     if node.op_type == "BatchNormalization":
         # ONNX's momentum weighs the old statistics, torch's the new ones.
-        momenta = [a.f for a in node.attribute if a.name == "momentum"]
-        inner.momentum = 1 - (momenta[0] if momenta else 0.9)
+        inner.momentum = 1 - _attribute(node, "momentum", 0.9)
         inner.num_batches_tracked = None
         return inner
     return operator
 
 
 def _dropout_ratio(node: NodeProto, constants: Mapping[str, np.ndarray]) -> float:
-    attributes = [a.f for a in node.attribute if a.name == "ratio"]
-    if attributes:
-        return attributes[0]
-    named = len(node.input) > 1 and node.input[1] in constants
-    return float(constants[node.input[1]]) if named else 0.5
+    if len(node.input) > 1 and node.input[1] in constants:
+        return float(constants[node.input[1]])
+    return 0.5
+
+
+def _attribute(node: NodeProto, name: str, default: Any) -> Any:
+    values = [helper.get_attribute_value(a) for a in node.attribute if a.name == name]
+    return values[0] if values else default
 
 
 def _constant(node: NodeProto) -> TensorProto:

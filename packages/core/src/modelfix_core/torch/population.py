@@ -143,11 +143,13 @@ class Population:
         with torch.no_grad():
             plan = _Plan(net, self._edits, images(x, slice(0, 1), self.device))
             self._constants = net.run({}, plan.constant) if plan.constant else {}
-        self._steps, self._units = plan.steps, plan.units
+        self._steps, self._units, self._differences = plan.steps, plan.units, plan.differences
         self.bytes_per_pair = 4 * plan.elements
         self._cache = PrefixCache(net, plan.base, x, memory // 2)
         limit = WORKING_MEMORY.get(self.device.type, WORKING_MEMORY["cuda"])
         self._pairs = max(1, min(memory // 2, limit) // self.bytes_per_pair)
+        # Original tensors that are not held are computed for each chunk of images.
+        self._images = max(1, memory // 2 // self._cache.bytes_per_pass)
 
     def evaluate(self, values: np.ndarray | Tensor, part: slice = slice(None)) -> Scores:
         """Score candidates.
@@ -198,6 +200,7 @@ class Population:
         first, count = self._range(part)
         # Prefer whole populations per chunk of images, but not at the price of tiny batches.
         size = min(max(count, 1), max(self._pairs // max(len(values), 1), min(self._pairs, 32)))
+        size = size if self._cache.held else min(size, self._images)
         group = max(1, self._pairs // size)
         changes = {name: edit.changes(values) for name, edit in self._edits.items()}
         output = self.net.model.output_name
@@ -218,7 +221,7 @@ class Population:
         return varied[self.net.model.output_name]
 
     def _advance(self, step, base, varied, changes) -> None:
-        """Run one step: on the units that differ where the plan says so, else on all."""
+        """Run one step as the plan says: on a difference, on the units that differ, or on all."""
         name = step.outputs[0]
         edit = self._edits.get(name)
         source = varied.get(step.inputs[0])
@@ -227,7 +230,7 @@ class Population:
             moved = self._moved(edit, base[step.inputs[0]][None], changes[name])
             varied[name] = Varied(moved.add_(base[name][:, units]), units)
             return
-        if step.kind in LINEAR and source is not None and source.units is not None:
+        if name in self._differences:
             delta = source.values - base[step.inputs[0]][:, source.units]
             result = self._linear(step, Varied(delta, source.units))
             result.values.add_(base[name])
@@ -324,6 +327,8 @@ class _Plan:
         The steps that depend on the patches, and the tensors each is the last to use.
     units : dict of str to Tensor or None
         Which units of each varied tensor differ; None for all.
+    differences : set of str
+        Outputs of the layers that are applied to a difference and added to the original's.
     base : list of str
         Original tensors that the steps need.
     constant : list of str
@@ -357,6 +362,7 @@ class _Plan:
                     "population evaluation after the patched layers needs; patch later layers."
                 )
         self.units: dict[str, Tensor | None] = {}
+        self.differences: set[str] = set()
         needed = set(frontier)
         for step in chosen:
             self._place(step, needed)
@@ -381,6 +387,7 @@ class _Plan:
         needed.update(partly)
         if partly and step.kind in LINEAR and self._joins_all(step):
             needed.add(name)
+            self.differences.add(name)
             self.units[name] = None
             return
         units = self._units_of(step)
