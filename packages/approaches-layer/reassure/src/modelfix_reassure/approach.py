@@ -119,8 +119,9 @@ class Reassure(Approach):
         needed = self.config.min_fc
         if block.dense < needed:
             raise Unadaptable(
-                f"the model ends in {block.dense} consecutive dense layers with piecewise linear "
-                f"activations ({block.stopped}); REASSURE needs at least {needed}"
+                f"the model ends in {block.dense} consecutive dense layer{'s' * (block.dense != 1)} "
+                f"with piecewise linear activations ({block.stopped}); REASSURE needs at least "
+                f"{needed}"
             )
         if not block.slopes:
             raise Unadaptable(
