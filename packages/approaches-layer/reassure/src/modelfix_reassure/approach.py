@@ -119,9 +119,9 @@ class Reassure(Approach):
         needed = self.config.min_fc
         if block.dense < needed:
             raise Unadaptable(
-                f"the model ends in {block.dense} consecutive dense layer{'s' * (block.dense != 1)} "
-                f"with piecewise linear activations ({block.stopped}); REASSURE needs at least "
-                f"{needed}"
+                f"the model ends in {block.dense} consecutive dense "
+                f"layer{'s' * (block.dense != 1)} with piecewise linear activations ({block.stopped}); REASSURE "
+                f"needs at least {needed}"
             )
         if not block.slopes:
             raise Unadaptable(
