@@ -120,8 +120,8 @@ class Reassure(Approach):
         if block.dense < needed:
             raise Unadaptable(
                 f"the model ends in {block.dense} consecutive dense "
-                f"layer{'s' * (block.dense != 1)} with piecewise linear activations ({block.stopped}); REASSURE "
-                f"needs at least {needed}"
+                f"layer{'s' * (block.dense != 1)} with piecewise linear activations "
+                f"({block.stopped}); REASSURE needs at least {needed}"
             )
         if not block.slopes:
             raise Unadaptable(
