@@ -133,7 +133,7 @@ def convnet(graph):
         net.add(
             "Gemm",
             ("fc1.weight", rng.normal(0, 0.3, (6, 4 * side * side))),
-            ("fc1.bias", rng.normal(0, 0.1, 6)),
+            ("fc1.bias", rng.uniform(0.5, 1.5, 6)),
             transB=1,
         )
         net.add("Relu")

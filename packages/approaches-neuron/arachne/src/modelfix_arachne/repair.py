@@ -13,7 +13,7 @@ from modelfix_core.seeds import generator
 
 from modelfix_arachne.approach import ArachneConfig
 
-BLOCK = 256  # inputs between two looks at whether a trial can still win
+BLOCK = 256  # at most so many inputs between two looks at whether a trial can still win
 
 
 def repair(
@@ -38,7 +38,7 @@ def repair(
     space = Space(task.model, front)
     order = np.concatenate([failing, passing])
     fitness = Fitness(net, space.patches, task.repair.select(order), len(failing), config.alpha)
-    validation = Population(net, space.patches, task.validation, task.validation.y)
+    validation = Population(net, space.patches, task.validation)
     rng = generator(task.seed, stage="search")
     search = DifferentialEvolution(
         space.draw(config.population, rng),
@@ -153,9 +153,9 @@ class Fitness:
         failing: int,
         alpha: float,
     ) -> None:
+        self._population = Population(net, patches, inputs, chunk=BLOCK)
         self._weights = np.where(np.arange(len(inputs)) < failing, alpha, 1.0)
-        self._blocks = list(inputs.batches(BLOCK))
-        self._population = Population(net, patches, inputs, inputs.y)
+        self._blocks = list(inputs.batches(self._population.chunk))
         self._most = [float(self._weights[block].sum()) for block in self._blocks]
         self.largest = sum(self._most)
 
