@@ -99,18 +99,17 @@ def test_local_bit_equal_outside_the_supports(mlp, case):
     assert not same[0]
 
 
-def test_local_even_for_a_negative_zero(mlp):
-    model = mlp((4, 6, 6, 3), bias=0.0)
-    x = np.zeros((1, 4, 1, 1), dtype=np.float32)
-    last = [name for name in model.weights if name.endswith("2.bias")]
-    model = model.with_weights({last[0]: np.full(3, -0.0, dtype=np.float32)})
-    block = find_block(model)
-    far = ~block.patterns(np.zeros((1, 4)))
-    for patch in (np.ones((1, 3)), -np.ones((1, 3))):
-        # On the corner of all regions every support is 1; one more patch takes them apart.
-        fixed = extend(model, PatchNetwork(block, far, patch, 1.0))
-        shifted = model.predict(x + 0.5), fixed.predict(x + 0.5)
-        assert shifted[0].tobytes() == shifted[1].tobytes()
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_outside_a_positive_zero_is_subtracted(mlp, case, sign):
+    # x - (+0) keeps the bits of every x; x - (-0) would turn -0 into +0.
+    model = mlp((10, 16, 16, 5))
+    block, _, pattern, _, _ = case(model)
+    fixed = extend(model, single(block, pattern, sign * np.ones(5)))
+    x = np.random.default_rng(5).random((500, 10, 1, 1), dtype=np.float32)
+    patch = fixed.activations(x, ["reassure.patch"])["reassure.patch"]
+    outside = patch[:, 0] == 0
+    assert 0 < outside.sum() < 500
+    assert (patch[outside].view(np.uint32) == 0).all()
 
 
 # 5 ------------------------------------------------------------------------------------------------
