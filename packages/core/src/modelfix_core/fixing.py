@@ -257,7 +257,8 @@ class _Selection:
         outcome = Outcome.FIXED
         if before - after > limit:
             outcome = Outcome.CORRUPTED
-            reason = f"validation accuracy fell from {before:.2%} to {after:.2%}"
+            fall = f"validation accuracy fell from {before:.2%} to {after:.2%}"
+            reason = f"{fall}; {reason}" if reason else fall
         return Fixing(
             outcome,
             reason,
