@@ -162,7 +162,8 @@ class _Importer:
     def run(self) -> Imported:
         name = self.model.input_name
         images = keras.Input(self.model.input_shape, name=self.unique(name))
-        self.values[name], self.channels_last[name] = images, False
+        turn = keras.layers.Permute((2, 3, 1), name=self.unique(f"{name}.channels_last"))
+        self.values[name], self.channels_last[name] = turn(images), True
         for node in self.needed():
             convert = _OPERATORS.get(node.op)
             if convert is None:

@@ -56,6 +56,8 @@ class Population:
 
     Attributes
     ----------
+    dimensions : int
+        Number D of patched weights.
     chunk : int
         Images of one pass; parts that begin and end at its multiples cost no padding.
 
@@ -75,7 +77,7 @@ class Population:
         chunk: int | None = None,
     ) -> None:
         self.net = net
-        self.size = sum(np.size(patch.index) for patch in patches)
+        self.dimensions = sum(np.size(patch.index) for patch in patches)
         self._x = x
         self._labels = np.asarray(x.y if y is None and isinstance(x, Split) else y)
         if self._labels.shape != (len(x),):
@@ -123,7 +125,7 @@ class Population:
         """Run one candidate on one image; return what is needed of the base, and bytes per pass."""
         x = self._x.images([0]) if isinstance(self._x, Split) else self._x[:1]
         base = _Recorder(self.net, np.asarray(x, np.float32))
-        run = _Pass(self.net, self._edits, tf.zeros((1, self.size)), base)
+        run = _Pass(self.net, self._edits, tf.zeros((1, self.dimensions)), base)
         run.scores(tf.zeros(1, tf.int32))
         run.logits()
         return base, run.bytes
@@ -144,17 +146,19 @@ class Population:
 
     def _run(self, compute: Callable, values: np.ndarray, part: slice) -> list[np.ndarray]:
         values = np.asarray(values, dtype=np.float32)
-        if values.ndim != 2 or values.shape[1] != self.size:
+        if values.ndim != 2 or values.shape[1] != self.dimensions:
             raise ModelfixError(
                 f"a population of shape {list(values.shape)} was given; expected "
-                f"[candidates, {self.size}]."
+                f"[candidates, {self.dimensions}]."
             )
+        start, stop, _ = part.indices(len(self._labels))
+        if len(values) == 0 or start >= stop:
+            raise ModelfixError("a population evaluation needs a candidate and an image.")
         count, step = len(values), self._candidates
         chunks = [
-            tf.constant(_padded(values[start : start + step], step))
-            for start in range(0, count, step)
+            tf.constant(_padded(values[first : first + step], step))
+            for first in range(0, count, step)
         ]
-        start, stop, _ = part.indices(len(self._labels))
         first = start // self.chunk
         columns = []
         for index in range(first, -(-stop // self.chunk)):
