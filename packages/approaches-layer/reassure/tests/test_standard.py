@@ -1,0 +1,7 @@
+from modelfix_reassure import Reassure
+from modelfix_testing import ApproachStandardTests
+
+
+class TestReassure(ApproachStandardTests):
+    approach = Reassure
+    config = {"patches": (5,), "n": (10.0,)}  # noqa: RUF012
