@@ -307,6 +307,8 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 # -- linear layers -----------------------------------------------------------------------------
 
+# Kernels start as zeros: a random start would be drawn from Python's global generator, in vain.
+
 
 @_operator("Conv")
 def _conv(to: _Importer, node: _Node) -> None:
@@ -329,9 +331,15 @@ def _conv(to: _Importer, node: _Node) -> None:
         name = to.unique(to.layer_name(node))
         if depthwise:
             return keras.layers.DepthwiseConv2D(
-                size, depth_multiplier=out // channels, name=name, **common
+                size,
+                depth_multiplier=out // channels,
+                depthwise_initializer="zeros",
+                name=name,
+                **common,
             )
-        return keras.layers.Conv2D(out, size, groups=groups, name=name, **common)
+        return keras.layers.Conv2D(
+            out, size, groups=groups, kernel_initializer="zeros", name=name, **common
+        )
 
     layer = to.share(node, make)
     to.add("linear", [layer], [source], node.output, channels_last=True)
@@ -357,7 +365,9 @@ def _dense(to: _Importer, node: _Node) -> None:
 
     def make() -> keras.layers.Layer:
         name = to.unique(to.layer_name(node))
-        return keras.layers.Dense(units, use_bias=bias is not None, name=name)
+        return keras.layers.Dense(
+            units, use_bias=bias is not None, kernel_initializer="zeros", name=name
+        )
 
     layer = to.share(node, make)
     to.layer("linear", layer, node, node.inputs[:1])
