@@ -38,13 +38,11 @@ class Setting:
         self.net, repair = load(subject.model), subject.dataset(["repair"])["repair"]
         logits = predict(self.net, repair)
         predicted = logits.argmax(axis=1)
-        failing = inputs.failing(
-            predicted, repair.y, CONFIG.target, generator(SEED, stage="target")
-        )
+        rng = generator(SEED, stage="target")
+        failing = inputs.failing(predicted, repair.y, CONFIG.target, rng)
         passing = inputs.passing(predicted, repair.y)
-        contrast = inputs.balanced(
-            passing, repair.y, len(failing), generator(SEED, stage="passing")
-        )
+        rng = generator(SEED, stage="passing")
+        contrast = inputs.balanced(passing, repair.y, len(failing), rng)
         editable = Arachne(layers=layers).layers(subject.model)
         parts = repair.select(failing), repair.select(contrast)
         self.front = localise(self.net, editable, *parts, conv_fi)
@@ -56,7 +54,7 @@ class Setting:
 def ours(setting: Setting, generations: int) -> DifferentialEvolution:
     space = setting.space
     fitness = Fitness(setting.net, space.patches, setting.inputs, setting.failing, CONFIG.alpha)
-    rng = np.random.default_rng(SEED)
+    rng = generator(SEED, stage="search")
     initial = space.draw(CONFIG.population, rng)
     search = DifferentialEvolution(
         initial, space.low, space.high, rng, generations=generations, patience=PATIENCE
@@ -80,7 +78,7 @@ def baseline(setting: Setting, generations: int) -> tuple[np.ndarray, np.ndarray
     net, space, x = setting.net, setting.space, setting.inputs
     weights = np.where(np.arange(len(x)) < setting.failing, CONFIG.alpha, 1.0)
     low, high = np.float32(space.low), np.float32(space.high)
-    rng = np.random.default_rng(SEED)
+    rng = generator(SEED, stage="search")
     population = space.draw(CONFIG.population, rng)
     fitness = [fitness_of(net, space, values, x, weights) for values in population]
     for _ in range(generations):

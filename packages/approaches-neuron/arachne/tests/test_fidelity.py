@@ -234,14 +234,15 @@ class TestRun:
         weight[0, 0] += 2
         broken = model.with_weights({"fc3.weight": weight})
 
-        def run_it(seed=0, **options):
-            options = {"generations": 15, "target": "all", **options}
-            return broken, list(Arachne(**options).candidates(task(broken, split, seed=seed)))
+        def run_it(seed=0):
+            approach = Arachne(generations=8, target="all")
+            return broken, list(approach.candidates(task(broken, split, seed=seed)))
 
         return run_it
 
-    def test_only_the_front_changes_and_the_best_never_falls(self, proposals):
+    def test_only_the_front_changes_and_the_best_never_falls(self, proposals, trained):
         model, (front, *candidates) = proposals()
+        _, split = trained(1)
         assert isinstance(front, Localisation)
         assert all(isinstance(candidate, Candidate) for candidate in candidates)
         fitness = [candidate.values["fitness"] for candidate in candidates]
@@ -249,6 +250,8 @@ class TestRun:
         assert [c.step for c in candidates] == sorted({c.step for c in candidates})
         for candidate in candidates:
             fixed = candidate.apply(model)
+            accuracy = fixed.accuracy(split)
+            assert candidate.validation_accuracy == pytest.approx(accuracy, abs=0.002)
             for name, array in model.weights.items():
                 at = [
                     i
@@ -257,13 +260,6 @@ class TestRun:
                 ]
                 same = fixed.weights[name].ravel() == array.ravel()
                 assert np.delete(same, at).all()
-
-    def test_measures_validation_as_onnxruntime_does(self, proposals, trained):
-        model, (_, *candidates) = proposals()
-        _, split = trained(1)
-        for candidate in candidates:
-            accuracy = candidate.apply(model).accuracy(split)
-            assert candidate.validation_accuracy == pytest.approx(accuracy, abs=0.002)
 
     def test_one_seed_one_result(self, proposals):
         def weights(seed):
@@ -290,11 +286,12 @@ class TestRun:
             assert a.values == b.values
             assert all(np.array_equal(a.weights[name], b.weights[name]) for name in a.weights)
 
-    @pytest.mark.parametrize("update", ["async", "sync"])
-    def test_the_job_accepts_the_result(self, proposals, trained, task, update):
-        model, _ = proposals()
-        _, split = trained(1)
-        result = run(Arachne(target="all", generations=10, update=update), task(model, split))
+    def test_the_job_accepts_the_result(self, trained, task):
+        model, split = trained(1)
+        weight = model.weights["fc3.weight"].copy()
+        weight[0, 0] += 2
+        broken = model.with_weights({"fc3.weight": weight})
+        result = run(Arachne(target="all", generations=5, update="sync"), task(broken, split))
         assert result.outcome in (Outcome.FIXED, Outcome.CORRUPTED)
         assert result.reason is None or "fell" in result.reason
 
@@ -376,11 +373,14 @@ def evolve(net, model, split, patches, failing, passing, seed):
 class TestPlantedFaults:
     """Checks 7 and 8: a single weight of a good model is shifted."""
 
-    def test_repair_restores_what_the_shift_broke(self, trained):
+    @pytest.mark.parametrize(
+        "seeds", [range(3), pytest.param(range(3, 20), marks=pytest.mark.slow)]
+    )
+    def test_repair_restores_what_the_shift_broke(self, trained, seeds):
         from modelfix_core.keras import load
 
         restored = []
-        for seed in range(6):
+        for seed in seeds:
             model, split = trained(seed)
             rng = np.random.default_rng(seed)
             fault = planted(model, split, "fc3.weight", rng, 1, 4, least=15)
@@ -394,7 +394,7 @@ class TestPlantedFaults:
             )
             right = fixed.predict(split).argmax(axis=1) == split.y
             restored.append(right[failing].mean())
-        assert len(restored) >= 5
+        assert len(restored) >= 0.6 * len(seeds)
         assert np.mean(np.array(restored) >= 0.9) >= 0.9
 
     @pytest.mark.slow
