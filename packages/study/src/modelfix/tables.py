@@ -123,8 +123,9 @@ def _print_files(console: Console, cell: "Cell") -> None:
     for file, what in (("fixed.onnx", "fixed model"), ("predictions.parquet", "predictions")):
         if (cell.folder / file).exists():
             console.print(f"{what}: {cell.folder / file}", soft_wrap=True, highlight=False)
-    for warning in (record.evaluation or {}).get("warnings", []):
-        console.print(f"[yellow]note:[/] {warning}", highlight=False)
+    for value in (record.evaluation or {}).get("metrics", {}).values():
+        for warning in value["warnings"]:
+            console.print(f"[yellow]note:[/] {value['metric']}: {warning}", highlight=False)
 
 
 # -- the columns of a comparison -------------------------------------------------------------------
@@ -132,18 +133,17 @@ def _print_files(console: Console, cell: "Cell") -> None:
 Shown = str | tuple[float | None, ...]
 
 
-def _metric(record: Record, name: str, when: str) -> float | None:
-    entry = (record.evaluation or {}).get("metrics", {}).get(name, {}).get(when)
-    value = entry.get("value") if isinstance(entry, dict) else entry
-    return None if value is None or math.isnan(value) else value
+def _metric(record: Record, name: str, model: str = "metrics") -> float | None:
+    """Return a value of the fixed model (``metrics``) or of the ``original`` one."""
+    return (record.evaluation or {}).get(model, {}).get(name, {}).get("value")
 
 
 def _before_after(name: str) -> Callable[[Record], Shown]:
-    return lambda record: (_metric(record, name, "before"), _metric(record, name, "after"))
+    return lambda record: (_metric(record, name, "original"), _metric(record, name))
 
 
 def _after(name: str) -> Callable[[Record], Shown]:
-    return lambda record: (_metric(record, name, "after"),)
+    return lambda record: (_metric(record, name),)
 
 
 COLUMNS: list[tuple[str, Callable[[Record], Any]]] = [
