@@ -148,3 +148,19 @@ def test_training_lowers_the_loss_and_moves_batchnorm_statistics(built, images):
     assert set(changed) == set(model.weights)
     fixed = model.with_weights(changed)
     np.testing.assert_allclose(predict(net, x), fixed.predict(x), atol=1e-4)
+
+
+def test_training_is_reproducible_without_a_global_seed(built, images):
+    import keras
+
+    model = built["vgg"]
+    x, y = images(model, 32), np.random.default_rng(0).integers(0, 5, 32)
+
+    def trained():
+        net = load(model)
+        net.keras.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        net.keras.fit(x, y, batch_size=16, epochs=2, verbose=0, shuffle=False)
+        return net.weights()
+
+    first, second = trained(), trained()
+    assert all(first[name].tobytes() == second[name].tobytes() for name in first)

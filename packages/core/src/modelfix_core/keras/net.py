@@ -102,6 +102,7 @@ class KerasModel:
         self.values: Mapping[str, Any] = imported.values
         self.channels_last: Mapping[str, bool] = imported.channels_last
         self._gradient_of = lru_cache(maxsize=None)(self._make_gradient)
+        self._weight_gradient_of = lru_cache(maxsize=None)(self._make_weight_gradient)
         self.inner = lru_cache(maxsize=None)(self._make_inner)
 
     @cached_property
@@ -199,7 +200,8 @@ class KerasModel:
         objective : callable
             From logits [N, K] to a sum over the images of what is differentiated; the default
             sums all logits. In inference no image affects another, so the gradient of the sum
-            holds each image's own gradient.
+            holds each image's own gradient. Compiled once for each function: pass the same
+            function again, not a new lambda.
         batch_size : int
 
         Returns
@@ -237,21 +239,12 @@ class KerasModel:
         dict of str to ndarray of float32
             With the shapes of the file.
         """
-        variables = [self.tensors[name].value for name in names]
-
-        @tf.function(reduce_retracing=True)
-        def compute(images: tf.Tensor, labels: tf.Tensor) -> list[tf.Tensor]:
-            with tf.GradientTape() as tape:
-                logits = self.keras(images, training=False)
-                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-                loss = tf.reduce_sum(losses)
-            return tape.gradient(loss, variables, unconnected_gradients="zero")
-
-        totals = [np.zeros(variable.shape, np.float32) for variable in variables]
+        compute = self._weight_gradient_of(tuple(names))
+        totals = [np.zeros(tuple(self.tensors[name].shape), np.float32) for name in names]
         done = 0
         for batch in batches(x, batch_size):
             labels = tf.constant(y[done : done + len(batch)], tf.int32)
-            for total, part in zip(totals, compute(tf.constant(batch), labels), strict=True):
+            for total, part in zip(totals, compute(batch, labels), strict=True):
                 total += part.numpy()
             done += len(batch)
         return {
@@ -317,6 +310,20 @@ class KerasModel:
                 *values, logits = inner(images)
                 total = objective(logits)
             return tape.gradient(total, values, unconnected_gradients="zero")
+
+        return compute
+
+    def _make_weight_gradient(self, names: tuple[str, ...]) -> Callable:
+        variables = [self.tensors[name].value for name in names]
+        images = tf.TensorSpec((None, *self.model.input_shape), tf.float32)
+
+        @tf.function(input_signature=[images, tf.TensorSpec((None,), tf.int32)])
+        def compute(x: tf.Tensor, y: tf.Tensor) -> list[tf.Tensor]:
+            with tf.GradientTape() as tape:
+                logits = self.keras(x, training=False)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+                loss = tf.reduce_sum(losses)
+            return tape.gradient(loss, variables, unconnected_gradients="zero")
 
         return compute
 
