@@ -131,14 +131,20 @@ def run_everywhere(session: nox.Session, *arguments: str) -> None:
         results[name] = counts(REPORTS / f"{name}.xml")
         if crashed and not results[name]["failed"]:
             results[name]["failed"] = 1
-    total = {key: sum(result[key] for result in results.values()) for key in ("passed", "failed", "skipped")}
+    total = {
+        key: sum(result[key] for result in results.values())
+        for key in ("passed", "failed", "skipped")
+    }
     width = max(len(name) for name in results)
     print()
     for name, result in results.items():
         line = ", ".join(f"{number} {what}" for what, number in result.items() if number)
         print(f"{name:{width}}  {line or 'no tests'}")
     print()
-    print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped", flush=True)
+    print(
+        f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped",
+        flush=True,
+    )
     if total["failed"] or not total["passed"]:
         session.error("some tests failed")
 
@@ -177,7 +183,9 @@ def tools(session: nox.Session) -> Path:
     marker = folder / "lock.txt"
     if not marker.exists() or marker.read_text() != DEVELOPMENT.read_text():
         uv = find_uv()
-        session.run(uv, "venv", "-q", "--clear", "--no-project", "--python", sys.executable, str(folder))
+        session.run(
+            uv, "venv", "-q", "--clear", "--no-project", "--python", sys.executable, str(folder)
+        )
         python = str(folder / "bin" / "python")
         install = [uv, "pip", "install", "-q", "--python", python]
         session.run(*install, "--require-hashes", "-r", str(DEVELOPMENT))
@@ -239,7 +247,7 @@ def wheels(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """Measure speed as ratios against a baseline of the same run: all, or those named after `--`."""
+    """Measure speed as ratios against a baseline in one run: all, or those named after `--`."""
     out = ROOT / ".modelfix" / "benchmarks"
     out.mkdir(parents=True, exist_ok=True)
     for script in sorted((ROOT / "benchmarks").glob("bench_*.py")):

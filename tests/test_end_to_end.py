@@ -37,7 +37,16 @@ def test_subject_has_history_and_disjoint_splits(subject):
 
 @pytest.mark.parametrize("approach", QUICK)
 def test_fix(modelfix, home, subject, approach):
-    command = ["fix", "--approach", approach, "--subject", SUBJECT, "--attacked", 100, *QUICK[approach]]
+    command = [
+        "fix",
+        "--approach",
+        approach,
+        "--subject",
+        SUBJECT,
+        "--attacked",
+        100,
+        *QUICK[approach],
+    ]
     done = modelfix(*command)
     assert done.returncode == 0, done.stderr
     (folder,) = (home / "runs" / SUBJECT).glob(f"{approach}*/1")

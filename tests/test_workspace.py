@@ -71,7 +71,9 @@ def test_lock_is_committed_complete_and_names_no_host(name):
     text = WORKSPACE.lock(environment).read_text()
     assert "--hash=sha256:" in text
     assert not re.search(r"https?://|file:|@ ", text)
-    locked = {re.split(r"[=\[ ]", line)[0].lower() for line in text.splitlines() if line[:1].isalpha()}
+    locked = {
+        re.split(r"[=\[ ]", line)[0].lower() for line in text.splitlines() if line[:1].isalpha()
+    }
     ours = {member.distribution for member in MEMBERS.values()}
     assert not locked & ours
     wanted = set()
@@ -86,7 +88,9 @@ def test_lock_is_committed_complete_and_names_no_host(name):
 @pytest.mark.parametrize("name", WORKSPACE.environments)
 def test_two_frameworks_never_share_an_environment(name):
     text = WORKSPACE.lock(WORKSPACE.environments[name]).read_text()
-    assert not (re.search(r"^torch==", text, re.M) and re.search(r"^tensorflow(-cpu)?==", text, re.M))
+    assert not (
+        re.search(r"^torch==", text, re.M) and re.search(r"^tensorflow(-cpu)?==", text, re.M)
+    )
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -149,5 +153,8 @@ def test_no_trace_of_a_machine_or_a_registry(root):
     hosts = re.compile(r"py" r"pi\.org|python" r"hosted|npm" r"js\.(org|com)|deb\.deb" r"ian")
     for name in filter(None, files):
         path = root / name
-        if path.suffix in {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ""} and path.is_file():
+        if (
+            path.suffix in {".py", ".md", ".toml", ".txt", ".json", ".yaml", ".yml", ""}
+            and path.is_file()
+        ):
             assert not hosts.search(path.read_text(errors="ignore")), name

@@ -1,6 +1,16 @@
 import numpy as np
 import pytest
-from modelfix_core import Budget, Candidate, Dataset, Failure, ModelfixError, Outcome, Split, Task, fix
+from modelfix_core import (
+    Budget,
+    Candidate,
+    Dataset,
+    Failure,
+    ModelfixError,
+    Outcome,
+    Split,
+    Task,
+    fix,
+)
 from modelfix_core.fixing import run
 
 
@@ -99,7 +109,7 @@ def test_corrupted_in_points_or_relative(model, dataset, nudge):
     logits = model.predict(split)
     # Move one bias until exactly two of the twenty answers are lost.
     for shift in np.linspace(0, 20, 4001):
-        after = np.mean((logits + [shift, 0, 0]).argmax(axis=1) == split.y)
+        after = np.mean((logits + np.array([shift, 0, 0])).argmax(axis=1) == split.y)
         if 0.075 <= 0.75 - after < 0.1 + 1e-9:
             break
     else:
@@ -138,7 +148,9 @@ def test_approach_books_conversion_apart(model, dataset, nudge):
 
 
 def test_data_that_do_not_fit_are_refused(model, dataset, nudge):
-    wrong_shape = {n: Split(np.zeros((3, 3, 4, 4), np.uint8), np.zeros(3, int)) for n in dataset.splits}
+    wrong_shape = {
+        n: Split(np.zeros((3, 3, 4, 4), np.uint8), np.zeros(3, int)) for n in dataset.splits
+    }
     with pytest.raises(ModelfixError, match="takes images of shape"):
         fix(model, Dataset(wrong_shape, dataset.classes), nudge())
     with pytest.raises(ModelfixError, match="predicts 3 classes but the data have 4"):

@@ -66,9 +66,8 @@ def test_record_folder_is_complete(make_job, subject):
     job = make_job()
     record, reused = run_job(job)
     assert not reused
-    assert names(job.record) == [
-        "candidates.jsonl", "fixed.onnx", "job.json", "localisation.parquet", "log.txt", "record.json",
-    ]  # fmt: skip
+    files = "candidates.jsonl fixed.onnx job.json localisation.parquet log.txt record.json"
+    assert names(job.record) == files.split()
     assert names(job.record.parent) == ["1"]
     assert Record.load(job.record) == record
     fixed = Model.load(job.record / "fixed.onnx")
@@ -166,7 +165,7 @@ def test_job_files_are_checked(tmp_path):
         Job.load(path)
 
 
-# -- as a process ------------------------------------------------------------------------------------
+# -- as a process --
 
 PLUGIN = """
 import time
@@ -174,7 +173,9 @@ import numpy as np
 from modelfix_core import *
 
 class Slow(Approach):
-    info = ApproachInfo("slow", "SL", "Slow", Category.NEURON, Framework.NONE, "p", "s.", frozenset())
+    info = ApproachInfo(
+        "slow", "SL", "Slow", Category.NEURON, Framework.NONE, "p", "s.", frozenset()
+    )
 
     class Config(ApproachConfig):
         sleep: float = 0.0

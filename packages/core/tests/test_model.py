@@ -27,7 +27,11 @@ def test_predicts_what_the_weights_say(proto, x):
 
 def test_layers_name_weights_shapes_and_activations(model):
     first, last = model.layers()
-    assert (first.name, first.kind, first.parameters) == ("fc1", "dense", ("fc1.weight", "fc1.bias"))
+    assert (first.name, first.kind, first.parameters) == (
+        "fc1",
+        "dense",
+        ("fc1.weight", "fc1.bias"),
+    )
     assert (first.activation, first.activated) == ("Relu", "h1")
     assert (first.input_shape, first.output_shape) == ((16,), (8,))
     assert (last.activation, last.activated) == (None, model.output_name)
@@ -87,7 +91,7 @@ def test_data_of_another_shape_are_refused(model):
         model.predict(np.zeros((2, 3, 4, 4), np.float32))
 
 
-# -- files that are wrong ----------------------------------------------------------------------------
+# -- files that are wrong --
 
 
 def test_missing_file(tmp_path):

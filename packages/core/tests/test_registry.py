@@ -20,7 +20,9 @@ def point(tmp_path, monkeypatch):
 GOOD = """
 from modelfix_core import *
 class Found(Approach):
-    info = ApproachInfo("good", "GD", "Good", Category.LAYER, Framework.NONE, "p", "s.", frozenset())
+    info = ApproachInfo(
+        "good", "GD", "Good", Category.LAYER, Framework.NONE, "p", "s.", frozenset()
+    )
     class Config(ApproachConfig):
         pass
     def check(self, task): ...

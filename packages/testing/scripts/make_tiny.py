@@ -41,7 +41,9 @@ def main() -> None:
     model = Model.load(HERE / f"history/epoch-{EPOCHS:02d}.onnx")
     model.save(HERE / "model.onnx")
     held_out = Split(x[TRAIN:, None], y[TRAIN:].astype(np.int64))
-    print(f"accuracy {model.accuracy(split):.3f} in training, {model.accuracy(held_out):.3f} outside")
+    print(
+        f"accuracy {model.accuracy(split):.3f} in training, {model.accuracy(held_out):.3f} outside"
+    )
 
 
 if __name__ == "__main__":

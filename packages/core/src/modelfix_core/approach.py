@@ -223,7 +223,7 @@ class Task:
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
-        """Book the block's time under `part` (``conversion``, ``preparation``), not under fixing."""
+        """Book the block's time under `part` (``conversion`` ...), not under fixing."""
         start = perf_counter()
         try:
             yield

@@ -75,7 +75,7 @@ class Split:
         return Split(self.x[index], self.y[index], group, self.ids[index])
 
     def validate(self, name: str, classes: int) -> None:
-        """Raise `ModelfixError` if the split is empty, mislabelled or holds values outside [0, 1]."""
+        """Raise `ModelfixError` if the split is empty, mislabelled or not within [0, 1]."""
         if len(self) == 0:
             raise ModelfixError(f"the {name} split is empty; it needs at least one image.")
         if self.y.min() < 0 or self.y.max() >= classes:
@@ -215,7 +215,7 @@ class Dataset:
         classes: Sequence[str] | None = None,
         seed: int = 0,
     ) -> "Dataset":
-        """Split arrays into train, validation, repair and test (60/10/15/15 %), stratified by class.
+        """Split arrays into train, validation, repair, test (60/10/15/15 %), stratified.
 
         Parameters
         ----------
@@ -232,7 +232,7 @@ class Dataset:
 
     @classmethod
     def from_npz(cls, path: Path, seed: int = 0) -> "Dataset":
-        """Read ``x``, ``y`` and, where present, ``group`` and ``classes`` from an NPZ file and split."""
+        """Read ``x``, ``y``, if present ``group`` and ``classes``, from an NPZ file and split."""
         return _read_npz(Path(path)).divide(seed)
 
     @classmethod
@@ -246,7 +246,8 @@ class Dataset:
         path = Path(path)
         if not path.exists():
             raise ModelfixError(
-                f"{path}: does not exist; expected a folder with a sub-folder per class, or an NPZ file."
+                f"{path}: does not exist; expected a folder with a sub-folder per class, or an NPZ "
+                "file."
             )
         return _read_folder(path) if path.is_dir() else _read_npz(path)
 

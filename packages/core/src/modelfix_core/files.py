@@ -47,8 +47,8 @@ def atomic_path(target: Path) -> Iterator[Path]:
         temporary = Path(name)
         try:
             yield temporary
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
+            temporary.chmod(0o644)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -71,6 +71,6 @@ def replace_folder(source: Path, target: Path) -> None:
         old = target.with_name(f".{target.name}.old")
         shutil.rmtree(old, ignore_errors=True)
         if target.exists():
-            os.replace(target, old)
-        os.replace(source, target)
+            target.replace(old)
+        source.replace(target)
         shutil.rmtree(old, ignore_errors=True)

@@ -136,7 +136,7 @@ def check_images(model: Model, what: str, split: Split) -> None:
 
 
 def check_classes(model: Model, classes: int, exact: bool = True) -> None:
-    """Raise `ModelfixError` if `model` predicts another number of classes (with `exact`) or fewer."""
+    """Raise `ModelfixError` if `model` has fewer classes or, with `exact`, another number."""
     if model.num_classes < classes or (exact and model.num_classes != classes):
         raise ModelfixError(
             f"{model.name}: predicts {model.num_classes} classes but the data have {classes}; use "

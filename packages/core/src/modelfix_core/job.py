@@ -115,7 +115,10 @@ def run_job(job: Job) -> tuple[Record, bool]:
         identity = {"model": subject.card.model_hash, "data": subject.card.data_hash}
         limits = [job.seconds, job.memory, job.corrupted]
         seed = seed_for(
-            seed=job.seed, subject=subject.card.name, repetition=job.repetition, approach=job.approach
+            seed=job.seed,
+            subject=subject.card.name,
+            repetition=job.repetition,
+            approach=job.approach,
         )
         record = Record(
             cell=cell_hash(entrant, identity, seed, limits),

@@ -35,8 +35,8 @@ class Layer:
     node : str
         Name of the ONNX node.
     weight, bias : str, str or None
-        Initializer names. Dense weights are [out, in], convolution kernels [out, in/groups, kh, kw],
-        a BatchNorm's weight is its scale.
+        Initializer names. Dense weights are [out, in], convolution kernels
+        [out, in/groups, kh, kw], a BatchNorm's weight is its scale.
     statistics : tuple of str
         BatchNorm's running mean and variance; empty for the others.
     input, output : str
@@ -319,9 +319,7 @@ def _session(serialized: bytes, name: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     try:
-        return onnxruntime.InferenceSession(
-            serialized, options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(serialized, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no public base class
         reason = str(error).strip().splitlines()[0]
         raise ModelfixError(f"{name}: onnxruntime cannot run this model ({reason}).") from error
@@ -333,7 +331,9 @@ def _read(path: Path) -> onnx.ModelProto:
         if path.is_dir():
             raise ModelfixError(f"{path}: is a folder; expected an ONNX file.")
         if size > MAX_BYTES:
-            raise ModelfixError(f"{path}: has {size:,} bytes; ONNX files hold at most {MAX_BYTES:,}.")
+            raise ModelfixError(
+                f"{path}: has {size:,} bytes; ONNX files hold at most {MAX_BYTES:,}."
+            )
         proto = onnx.load(str(path), load_external_data=False)
     except FileNotFoundError:
         raise ModelfixError(f"{path}: does not exist; give the path of an ONNX file.") from None
@@ -352,9 +352,7 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
     folder = path.resolve().parent
-    external = [
-        t for t in proto.graph.initializer if t.data_location == TensorProto.EXTERNAL
-    ]
+    external = [t for t in proto.graph.initializer if t.data_location == TensorProto.EXTERNAL]
     for tensor in external:
         location = next((e.value for e in tensor.external_data if e.key == "location"), "")
         target = (folder / location).resolve()

@@ -203,7 +203,9 @@ def _dense_as_gemm(proto: onnx.ModelProto, notes: list[str]) -> None:
         del node.attribute[:]
         node.attribute.append(helper.make_attribute("transB", 1))
     if rewritten or transposed:
-        notes.append(f"{max(rewritten, len(transposed))} dense layers were written as Gemm [out, in]")
+        notes.append(
+            f"{max(rewritten, len(transposed))} dense layers were written as Gemm [out, in]"
+        )
 
 
 def _absorb_transpose(graph, node, weights, uses, attributes) -> None:

@@ -129,7 +129,9 @@ def provenance(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": len(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else os.cpu_count(),
         "device": device,
         "versions": dict(sorted(versions.items())),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -161,11 +163,16 @@ def save_localisation(localisation: Localisation, path: Path) -> None:
         pq.write_table(table, temporary)
 
 
-def check_fixed(folder: Path, record: Record, original: Model) -> list[Literal["original", "fixed"]]:
+def check_fixed(
+    folder: Path, record: Record, original: Model
+) -> list[Literal["original", "fixed"]]:
     """Return which of the cell's models no longer have the hash that its record states."""
     changed: list[Literal["original", "fixed"]] = []
     if record.hashes.get("original", original.hash) != original.hash:
         changed.append("original")
-    if "fixed" in record.hashes and Model.load(folder / "fixed.onnx").hash != record.hashes["fixed"]:
+    if (
+        "fixed" in record.hashes
+        and Model.load(folder / "fixed.onnx").hash != record.hashes["fixed"]
+    ):
         changed.append("fixed")
     return changed

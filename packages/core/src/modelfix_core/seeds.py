@@ -24,5 +24,5 @@ def seed_for(**axes: str | int) -> int:
 
 
 def generator(seed: int, **axes: str | int) -> np.random.Generator:
-    """Return an independent generator for one named use of `seed` (one per stage of an approach)."""
+    """Return an independent generator for one named use of `seed`, such as a stage."""
     return np.random.default_rng(seed_for(seed=seed, **axes))

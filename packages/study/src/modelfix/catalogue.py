@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from modelfix_core.approach import ApproachInfo, Category, Framework, Need
 from modelfix_core.errors import ModelfixError
 from modelfix_core.files import write_text
-from modelfix_core.registry import Broken, Registry, unknown
+from modelfix_core.registry import Registry, unknown
 
 FILE = "catalogue.json"
 _ORDER = list(Category)

@@ -1,4 +1,4 @@
-"""One subject, one entrant, some repetitions: prepare, fix and evaluate, each in its environment."""
+"""One cell after the other: prepare, fix and evaluate, each in its environment."""
 
 import re
 from collections.abc import Sequence
@@ -103,7 +103,7 @@ def prepare_own(
     """Make a subject of the user's own model and data, and return its folder."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ModelfixError(
-            f"--name {name!r}: use letters, digits, '.', '_' and '-' only; it becomes a folder name."
+            f"--name {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder."
         )
     own = ["--name", name, "--model", str(model), "--data", str(data), "--seed", str(seed)]
     done = run_module(

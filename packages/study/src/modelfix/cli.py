@@ -1,4 +1,4 @@
-"""The `modelfix` command. Heavy imports happen inside the commands, so that help answers at once."""
+"""The `modelfix` command; heavy imports happen inside the commands: help answers at once."""
 
 import json
 import os
@@ -194,7 +194,8 @@ def fix(
         float | None, typer.Option("--memory-limit", help="GiB for one repetition.")
     ] = None,
     corrupted: Annotated[
-        Corrupted, typer.Option(help="Fall of accuracy that counts as CORRUPTED: 10 points or 10 %.")
+        Corrupted,
+        typer.Option(help="Fall of accuracy that counts as CORRUPTED: 10 points or 10 %."),
     ] = Corrupted.POINTS,
     attacked: Annotated[int, typer.Option(min=1, help="Inputs that the attack tries.")] = 1000,
     attack: Annotated[bool, typer.Option(help="Measure adversarial robustness (ASR).")] = True,
@@ -237,7 +238,13 @@ def fix(
             corrupted=corrupted.value,
         )
         results.append(cells.fix(place, runtimes, job))
-    settings = ["--device", device, "--attacked", str(attacked), *([] if attack else ["--no-attack"])]
+    settings = [
+        "--device",
+        device,
+        "--attacked",
+        str(attacked),
+        *([] if attack else ["--no-attack"]),
+    ]
     _evaluate(runtimes, results, place.subject(subject), settings)
     if as_json:
         _print_json([_cell_json(cell) for cell in results])
@@ -262,7 +269,13 @@ def evaluate(
 
     place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
     results = [cells.Cell(path.absolute(), Record.load(path), True) for path in records]
-    settings = ["--device", device, "--attacked", str(attacked), *([] if attack else ["--no-attack"])]
+    settings = [
+        "--device",
+        device,
+        "--attacked",
+        str(attacked),
+        *([] if attack else ["--no-attack"]),
+    ]
     for subject in sorted({cell.record.subject for cell in results}):
         of_subject = [cell for cell in results if cell.record.subject == subject]
         _evaluate(runtimes, of_subject, place.subject(subject), settings)
@@ -362,14 +375,17 @@ def _prepare_own(
 
     if model is None or data is None:
         raise ModelfixError(
-            "give a named subject, or your own with both --model MODEL.onnx and --data FOLDER_OR_NPZ."
+            "give a named subject, or your own with both --model MODEL.onnx and --data FOLDER (or "
+            "an NPZ file)."
         )
     name = name or model.stem
     cells.prepare_own(home, runtimes, name, model.absolute(), data.absolute(), seed)
     return name
 
 
-def _evaluate(runtimes: "Runtimes", results: list["Cell"], subject: Path, settings: list[str]) -> None:
+def _evaluate(
+    runtimes: "Runtimes", results: list["Cell"], subject: Path, settings: list[str]
+) -> None:
     """Evaluate the cells that have a fixed model, and put the new records in their place."""
     from dataclasses import replace
 

@@ -49,7 +49,9 @@ def _machine(home: Path) -> Iterator[Finding]:
     else:
         folder = workspace.root / ".modelfix" / "environments"
         made = sorted(path.parent.name for path in folder.glob("*/modelfix.json"))
-        yield Finding("environments", True, f"of the checkout; made: {', '.join(made) or 'none yet'}")
+        yield Finding(
+            "environments", True, f"of the checkout; made: {', '.join(made) or 'none yet'}"
+        )
     place = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(place).free
     detail = f"{free / 1024**3:.0f} GiB free"

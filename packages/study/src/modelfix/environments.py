@@ -49,7 +49,10 @@ def ensure(workspace: Workspace, environment: Environment) -> Path:
         ["--require-hashes", "-r", str(lock)],
         ["--no-deps", *editable],
     ]
-    texts = [lock.read_text(), *((member.folder / "pyproject.toml").read_text() for member in members)]
+    texts = [
+        lock.read_text(),
+        *((member.folder / "pyproject.toml").read_text() for member in members),
+    ]
     folder = workspace.root / ".modelfix" / "environments" / environment.name
     return _ensure(folder, steps, _digest(texts))
 

@@ -1,4 +1,4 @@
-"""The release gate: may a new model take the place of an old one?"""
+"""The release gate: whether a new model may take the place of an old one."""
 
 from dataclasses import asdict, dataclass
 from typing import Any

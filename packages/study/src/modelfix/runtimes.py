@@ -1,4 +1,4 @@
-"""Which Python runs what: the approach's own environment, the one that trains, the one that attacks."""
+"""Which Python runs what: the approach's own, the one that trains, the one that attacks."""
 
 import importlib.util
 import subprocess

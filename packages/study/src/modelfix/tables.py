@@ -65,7 +65,9 @@ def applicability(rows: Sequence[dict], subject: str) -> None:
     table = _table(f"Approaches for {subject}", ["approach", "category", "applicable", "reason"])
     words = {True: "[green]yes", False: "[yellow]UNADAPTABLE", None: "unknown"}
     for row in rows:
-        table.add_row(row["approach"], row["category"], words[row["applicable"]], row["reason"] or "")
+        table.add_row(
+            row["approach"], row["category"], words[row["applicable"]], row["reason"] or ""
+        )
     _console().print(table)
 
 
@@ -80,7 +82,9 @@ def findings(found: Sequence["Finding"]) -> None:
 def verdict(result: "Verdict", old: Path, new: Path) -> None:
     """Print the release gate's decision and the inputs behind it."""
     console = _console()
-    table = _table(f"{old.name} -> {new.name} on {result.inputs} inputs", ["metric", "value"], ["value"])
+    table = _table(
+        f"{old.name} -> {new.name} on {result.inputs} inputs", ["metric", "value"], ["value"]
+    )
     table.add_row("accuracy", f"{result.accuracy_before:.2%} -> {result.accuracy_after:.2%}")
     table.add_row("repair rate (RR)", _percent(result.repair_rate))
     table.add_row("negative flip rate (NFR)", _percent(result.nfr))

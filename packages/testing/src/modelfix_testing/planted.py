@@ -66,7 +66,7 @@ def plant(
 
 
 def rank_of_planted(localisation: Localisation, fault: PlantedFault) -> float:
-    """Return the best rank (from 1) that a planted weight has in `localisation`; inf if none has."""
+    """Return the best rank (from 1) of a planted weight in `localisation`; inf if none has one."""
     order = np.argsort(-np.asarray(localisation.score), kind="stable")
     for rank, row in enumerate(order, start=1):
         if localisation.layer[row] == fault.layer and localisation.index[row] in fault.index:

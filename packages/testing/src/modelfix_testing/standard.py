@@ -7,7 +7,6 @@ import json
 import random
 import subprocess
 import sys
-from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, ClassVar
@@ -60,10 +59,10 @@ class ApproachStandardTests:
         return tiny_task(model=layerless_model(model.input_shape, model.num_classes), history=())
 
     @pytest.fixture(scope="class")
-    def fixing(self) -> Iterator[tuple[Task, Fixing]]:
+    def fixing(self) -> tuple[Task, Fixing]:
         """One run on the tiny subject, shared by the tests that only look at it."""
         task = self.task(budget=Budget(seconds=A_MINUTE))
-        yield task, run(self.approach(**self.config), task)
+        return task, run(self.approach(**self.config), task)
 
     # -- what it says of itself ----------------------------------------------------------------
 
@@ -79,7 +78,9 @@ class ApproachStandardTests:
             "found.info, found()\n"
             "print(json.dumps([m for m in ('torch', 'tensorflow', 'keras') if m in sys.modules]))"
         )
-        output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        output = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
         assert json.loads(output.stdout) == []
 
     def test_metadata_is_complete(self) -> None:
@@ -194,7 +195,9 @@ class ApproachStandardTests:
         for proposal in self.approach(**self.config).candidates(task):
             if isinstance(proposal, Candidate) and proposal.validation_accuracy is not None:
                 true = proposal.apply(task.model).accuracy(task.validation)
-                assert proposal.validation_accuracy == pytest.approx(true, abs=2 / len(task.validation))
+                assert proposal.validation_accuracy == pytest.approx(
+                    true, abs=2 / len(task.validation)
+                )
                 return
 
     def test_job_records_and_reuses(self, tmp_path: Path) -> None:
