@@ -248,6 +248,7 @@ class Approach(ABC):
     info: ClassVar[ApproachInfo]
     Config: ClassVar[type[ApproachConfig]]
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {"default": {}}
+    config: Any  # an instance of Config
 
     def __init__(self, preset: str = "default", **values: Any) -> None:
         if preset not in self.presets:
