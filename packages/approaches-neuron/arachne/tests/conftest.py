@@ -77,13 +77,13 @@ def graph():
 
 @pytest.fixture
 def blobs():
-    """Return a function that draws n inputs of 8 features in 4 noisy classes, as a split."""
+    """Return a function that draws n standardised inputs of 8 features in 4 classes of 2 blobs."""
 
-    def make(seed, n=600, noise=0.10):
+    def make(seed, n=600, noise=0.5):
         rng = np.random.default_rng(seed)
-        centres = rng.uniform(0.2, 0.8, (8, 8))
+        centres = rng.normal(0, 1, (8, 8))
         label = rng.integers(8, size=n)
-        x = np.clip(centres[label] + rng.normal(0, noise, (n, 8)), 0, 1)
+        x = centres[label] + rng.normal(0, noise, (n, 8))
         return Split(x.astype(np.float32).reshape(n, 8, 1, 1), (label % 4).astype(np.int64))
 
     return make

@@ -159,7 +159,7 @@ class TestFitness:
     def setting(self, blobs, mlp):
         from modelfix_core.keras import load
 
-        split = blobs(5, n=700, noise=0.2)
+        split = blobs(5, n=700, noise=1.5)
         model = mlp(split, (8, 12, 4))
         logits = model.predict(split)
         wrong = logits.argmax(axis=1) != split.y
@@ -228,21 +228,27 @@ class TestRun:
     """Checks 5, 6 and 9 on whole runs."""
 
     @pytest.fixture
-    def proposals(self, trained, task):
+    def faulty(self, trained):
         model, split = trained(1)
-        weight = model.weights["fc3.weight"].copy()
-        weight[0, 0] += 2
-        broken = model.with_weights({"fc3.weight": weight})
+        broken, _, failing = planted(
+            model, split, "fc3.weight", np.random.default_rng(1), 1, 4, least=15
+        )
+        assert failing.sum() >= 15
+        return broken, split
+
+    @pytest.fixture
+    def proposals(self, faulty, task):
+        model, split = faulty
 
         def run_it(seed=0):
             approach = Arachne(generations=8, target="all")
-            return broken, list(approach.candidates(task(broken, split, seed=seed)))
+            return model, list(approach.candidates(task(model, split, seed=seed)))
 
         return run_it
 
-    def test_only_the_front_changes_and_the_best_never_falls(self, proposals, trained):
+    def test_only_the_front_changes_and_the_best_never_falls(self, proposals, faulty):
         model, (front, *candidates) = proposals()
-        _, split = trained(1)
+        _, split = faulty
         assert isinstance(front, Localisation)
         assert all(isinstance(candidate, Candidate) for candidate in candidates)
         fitness = [candidate.values["fitness"] for candidate in candidates]
@@ -286,12 +292,9 @@ class TestRun:
             assert a.values == b.values
             assert all(np.array_equal(a.weights[name], b.weights[name]) for name in a.weights)
 
-    def test_the_job_accepts_the_result(self, trained, task):
-        model, split = trained(1)
-        weight = model.weights["fc3.weight"].copy()
-        weight[0, 0] += 2
-        broken = model.with_weights({"fc3.weight": weight})
-        result = run(Arachne(target="all", generations=5, update="sync"), task(broken, split))
+    def test_the_job_accepts_the_result(self, faulty, task):
+        approach = Arachne(target="all", generations=5, update="sync")
+        result = run(approach, task(*faulty))
         assert result.outcome in (Outcome.FIXED, Outcome.CORRUPTED)
         assert result.reason is None or "fell" in result.reason
 
@@ -422,12 +425,9 @@ class TestPlantedFaults:
                 if name == "fc3":
                     classifier.append(_front_of(wrong, kept, name, position))
                 else:
-                    forward = np.concatenate(
-                        [(wrong[k].forward / (1 + kept[k].forward)).ravel() for k in wrong]
-                    )
-                    own = wrong[name].forward.flat[position]
-                    own /= 1 + kept[name].forward.flat[position]
-                    hidden.append((forward > own).mean())
+                    # Among the weights of its layer: the forward impacts of each sum to one.
+                    forward = (wrong[name].forward / (1 + kept[name].forward)).ravel()
+                    hidden.append((forward > forward[position]).mean())
         assert len(classifier) >= 20
         assert len(hidden) >= 30
         assert np.mean(np.array(classifier) <= 3) >= 0.8
