@@ -191,3 +191,19 @@ def test_large_images_come_in_small_batches(linear):
     assert small > 1
     target.model = type("Large", (), {"input_shape": (3, 4000, 4000)})()
     assert target.batch == 1
+
+
+def test_results_do_not_depend_on_the_number_of_threads(linear_problem, monkeypatch):
+    model, _, split = linear_problem
+    monkeypatch.setattr("modelfix_metrics.adversary.BATCH", 40)
+    threads = torch.get_num_threads()
+    seen = []
+    try:
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            seen.append(run(model, split, Attack("asr", 0.06))[1])
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(seen[0].wrong, seen[1].wrong)
+    assert seen[0].calls == seen[1].calls == 41 * len(split)

@@ -1,6 +1,8 @@
 """Runs the gradient attack on a model with PyTorch and Foolbox (extra ``attack``)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import eagerpy as ep
 import foolbox
@@ -95,18 +97,23 @@ class Target:
         -------
         Attacked
         """
-        result = Attacked.none()
         if len(ranks) == 0:
-            return result
+            return Attacked.none()
         view = self._view(attack, data, order[ranks])
-        for start in range(0, len(ranks), self.batch):
-            part = ranks[start : start + self.batch]
-            starts = self._tensor(random_starts(part, self.model.input_shape, order_seed))
+
+        def run(part: np.ndarray) -> Attacked:
             x = self._images(data, order[part])
             y = self._tensor(data.y[order[part]].astype(np.int64))
-            result = result.join(view.attack(attack, x, y, starts))
-            if progress is not None:
-                progress(len(part))
+            starts = self._tensor(random_starts(part, self.model.input_shape, order_seed))
+            return _run(attack, view, x, y, starts)
+
+        parts = [ranks[start : start + self.batch] for start in range(0, len(ranks), self.batch)]
+        result = Attacked.none()
+        with _workers(self.device) as pool:
+            for part, found in zip(parts, pool.map(run, parts), strict=True):
+                result = result.join(found)
+                if progress is not None:
+                    progress(len(part))
         return result
 
     def _tensor(self, array: np.ndarray) -> Tensor:
@@ -147,26 +154,57 @@ def _device(name: str) -> torch.device:
         ) from error
 
 
+@contextmanager
+def _workers(device: torch.device) -> Iterator[ThreadPoolExecutor]:
+    """Give threads for whole batches in place of PyTorch's threads within an operation.
+
+    On small networks PyTorch's threads mostly wait for each other, and burn the time of other
+    processes while they do. One batch per thread also makes results independent of their number.
+    """
+    threads = torch.get_num_threads()
+    workers = threads if device.type == "cpu" else 1
+    try:
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(attack: Attack, view: "_View", x: Tensor, y: Tensor, starts: Tensor) -> Attacked:
+    """Attack one batch of pixels."""
+    counted = _Counted(view)
+    descent = (_MarginDescent if attack.loss == "margin" else _Descent)(attack, starts)
+    seen = foolbox.PyTorchModel(counted, bounds=view.bounds, device=x.device)
+    criterion = foolbox.criteria.Misclassification(y)
+    attacked = descent.run(seen, view.inputs(x), criterion, epsilon=attack.epsilon)
+    with torch.no_grad():
+        wrong = predicted(counted(attacked).cpu().numpy()) != y.cpu().numpy()
+    return Attacked(wrong, descent.zero_gradient.cpu().numpy(), counted.calls)
+
+
+class _Counted(nn.Module):
+    """Counts the inputs that go through a module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = 0
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += len(x)
+        return self.module(x)
+
+
 class _View(nn.Module):
-    """The network as the attack sees it; counts the inputs that go through."""
+    """The network as the attack sees it."""
 
     def __init__(self, net: nn.Module, probabilities: bool, bounds: tuple[float, float]) -> None:
         super().__init__()
         self.net = net
         self.probabilities = probabilities
         self.bounds = bounds
-        self.calls = 0
         self.eval()
-
-    def attack(self, attack: Attack, pixels: Tensor, y: Tensor, starts: Tensor) -> Attacked:
-        before = self.calls
-        descent = (_MarginDescent if attack.loss == "margin" else _Descent)(attack, starts)
-        seen = foolbox.PyTorchModel(self, bounds=self.bounds, device=pixels.device)
-        criterion = foolbox.criteria.Misclassification(y)
-        attacked = descent.run(seen, self.inputs(pixels), criterion, epsilon=attack.epsilon)
-        with torch.no_grad():
-            wrong = predicted(self(attacked).cpu().numpy()) != y.cpu().numpy()
-        return Attacked(wrong, descent.zero_gradient.cpu().numpy(), self.calls - before)
 
 
 class _LogitsView(_View):
@@ -176,7 +214,6 @@ class _LogitsView(_View):
         return pixels
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += len(x)
         outputs = self.net(x)
         if self.probabilities:
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()
@@ -194,7 +231,6 @@ class _NetworkView(_View):
         return pixels * self.scale + self.shift
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += len(x)
         outputs = self.net((x - self.shift) / self.scale)
         return outputs if self.probabilities else outputs.softmax(dim=1)
 
