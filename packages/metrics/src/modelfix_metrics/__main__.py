@@ -1,4 +1,4 @@
-"""``python -m modelfix_metrics``: evaluate a record folder."""
+"""``python -m modelfix_metrics``: evaluate record folders."""
 
 import argparse
 import sys
@@ -18,9 +18,15 @@ INTERRUPTED = 130
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m modelfix_metrics",
-        description="Evaluate the fixed model of a record on the test split of its subject.",
+        description="Evaluate the fixed models of records on the test split of their subject.",
     )
-    parser.add_argument("--record", type=Path, required=True, help="record folder of a cell")
+    parser.add_argument(
+        "--record",
+        type=Path,
+        required=True,
+        action="append",
+        help="record folder of a cell of the subject; repeatable",
+    )
     parser.add_argument(
         "--subject", type=Path, required=True, help="folder of the prepared subject"
     )
@@ -82,25 +88,26 @@ def _describe(cell: CellEvaluation) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Evaluate the record named on the command line; return the exit code."""
+    """Evaluate the records named on the command line; return the exit code."""
     parsed = _parser().parse_args(arguments)
     try:
-        with ProgressReporter("attack") as reporter:
-            cell = evaluate_record(
-                parsed.record,
-                parsed.subject,
-                attacked=parsed.attacked,
-                device=parsed.device,
-                attack=_options(parsed),
-                reporter=reporter,
-            )
+        for record in parsed.record:
+            with ProgressReporter(f"attack, repetition {record.name}") as reporter:
+                cell = evaluate_record(
+                    record,
+                    parsed.subject,
+                    attacked=parsed.attacked,
+                    device=parsed.device,
+                    attack=_options(parsed),
+                    reporter=reporter,
+                )
+            print("\n".join(_describe(cell)))
     except ModelfixError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command starts the evaluation again.", file=sys.stderr)
         return INTERRUPTED
-    print("\n".join(_describe(cell)))
     return 0
 
 
