@@ -1,3 +1,4 @@
+# environment: arachne
 """Arachne's whole search against setting the weights and predicting all inputs, trial by trial.
 
 The search has the default population and generations on a prepared subject's repair split. The

@@ -1,3 +1,4 @@
+# environment: i-repair
 """I-REPAIR: one merged pass per iteration against a pass for every gradient and for the accuracy.
 
 The baseline does what the algorithm's description says step by step: margins on the specific set,

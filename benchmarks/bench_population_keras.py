@@ -1,3 +1,4 @@
+# environment: core-keras
 """Population evaluation in Keras against one forward pass of the network per patched model.
 
 100 patches of LeNet5's layers on 1,000 images; the same logits both ways. The loop compared with

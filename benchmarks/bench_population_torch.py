@@ -1,3 +1,4 @@
+# environment: core-torch
 """Population evaluation in PyTorch against one forward pass of the network per patched model.
 
 100 patches of LeNet5's dense layers on 1,000 images; the same logits both ways.

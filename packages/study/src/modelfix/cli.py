@@ -435,9 +435,6 @@ def main() -> int:
     """Run the command; a user's mistake is one sentence and exit code 2."""
     try:
         code = app(standalone_mode=False)
-    except KeyboardInterrupt:
-        _complain("interrupted; the same command goes on from here.", "modelfix")
-        return INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -448,16 +445,16 @@ def main() -> int:
 
 def _explain(error: Exception) -> int:
     """Print what a user needs to know of `error`; what is no user's mistake is raised again."""
-    from click.exceptions import Abort, ClickException
     from modelfix_core.errors import ModelfixError
 
     from modelfix.cells import AlreadySaid, Interrupted
     from modelfix.environments import EnvironmentFailed
 
-    if isinstance(error, ClickException):
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # typer's own: a wrong option
         error.show()
         return error.exit_code
-    if isinstance(error, Interrupted | Abort):
+    if isinstance(error, Interrupted | typer.Abort):
+        _complain("interrupted; the same command goes on from here.", "modelfix")
         return INTERRUPTED
     if isinstance(error, AlreadySaid):
         return USER_ERROR
