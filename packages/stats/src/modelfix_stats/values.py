@@ -1,0 +1,154 @@
+"""One value and its interval: repetitions, counts, success rates, category means."""
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
+
+from modelfix_stats.frame import FIXED, Data, Summary, check
+from modelfix_stats.metrics import find_metric
+
+
+def wilson(count: np.ndarray | int, total: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the 95 % Wilson interval of `count` out of `total`.
+
+    Parameters
+    ----------
+    count, total : array_like of int
+        `total` at least 1.
+
+    Returns
+    -------
+    low, high : ndarray of float64
+        In [0, 1].
+    """
+    low, high = proportion_confint(np.asarray(count), np.asarray(total), method="wilson")
+    return np.asarray(low), np.asarray(high)
+
+
+def describe(data: Data, *, ddof: int = 1) -> pd.DataFrame:
+    """Return mean, spread and interval of every cell and metric.
+
+    Parameters
+    ----------
+    data : DataFrame or Summary
+    ddof : {0, 1}
+        Of the printed standard deviation; 0 only beside the study's tables.
+
+    Returns
+    -------
+    DataFrame
+        subject, entrant, approach, category, metric, status, reason, n, mean, std (NaN for copies
+        and for single repetitions), low, high (95 % t interval of the mean, n - 1 degrees of
+        freedom), original, gain (relative, in percent, of the mean), better (difference towards
+        better). The status is OK where there is a mean, else the worst outcome, or ABSENT.
+    """
+    summary = data.frame if isinstance(data, Summary) else _summarise(check(data))
+    result = summary.copy()
+    n, std = result["n"].to_numpy(float), result["std"].to_numpy(float)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        half = stats.t.ppf(0.975, n - 1) * std / np.sqrt(n)
+    result["low"], result["high"] = result["mean"] - half, result["mean"] + half
+    if ddof == 0:
+        result["std"] = std * np.sqrt((n - 1) / n)
+    change = result["metric"].map(lambda id: find_metric(id).scoring == "change")
+    sign = result["metric"].map(lambda id: find_metric(id).sign)
+    original = result["original"].where(change)
+    result["better"] = sign * (result["mean"] - original.where(change, 0.0))
+    computed = 100 * sign * (result["mean"] - original) / original.where(original != 0)
+    computed = computed.where((original != 0) | (result["mean"] != original), 0.0)
+    result["gain"] = result["gain"].fillna(computed) if "gain" in result else computed
+    result["status"] = np.where(
+        result["mean"].notna(),
+        "OK",
+        np.where(result["outcome"] == FIXED, "ABSENT", result["outcome"]),
+    )
+    columns = ["subject", "entrant", "approach", "category", "metric", "status", "reason", "n"]
+    columns += ["mean", "std", "low", "high", "original", "gain", "better"]
+    return result[columns].reset_index(drop=True)
+
+
+def _summarise(frame: pd.DataFrame) -> pd.DataFrame:
+    def cell(part: pd.DataFrame) -> pd.Series:
+        values = part["value"].dropna()
+        copies = part["deterministic"].all() and values.nunique() == 1
+        noisy = find_metric(part["metric"].iloc[0]).noisy
+        outcomes = part.loc[part["outcome"] != FIXED, "outcome"]
+        spread = values.std(ddof=1) if len(values) > 1 else np.nan
+        known = part["value"].notna()
+        failed = not len(values) and len(outcomes)
+        return pd.Series(
+            {
+                "approach": part["approach"].iloc[0],
+                "category": part["category"].iloc[0],
+                "outcome": outcomes.iloc[0] if failed else FIXED,
+                "reason": None if len(values) else part["reason"].iloc[0],
+                "n": len(values),
+                "mean": values.mean(),
+                "std": np.nan if copies and not noisy else spread,
+                "original": part.loc[known, "original"].mean(),
+            }
+        )
+
+    keys = ["subject", "entrant", "metric"]
+    rows = [
+        pd.concat([pd.Series(dict(zip(keys, key, strict=True))), cell(part)])
+        for key, part in frame.groupby(keys, sort=False)
+    ]
+    result = pd.DataFrame(rows)
+    numbers = ["n", "mean", "std", "original"]
+    result[numbers] = result[numbers].astype(float)
+    return result
+
+
+def success_rates(data: Data) -> pd.DataFrame:
+    """Return how often each entrant gave a fixed model, with the 95 % Wilson interval.
+
+    Applicability is a metric of its own, so that failing on hard subjects gains nothing.
+
+    Parameters
+    ----------
+    data : DataFrame or Summary
+
+    Returns
+    -------
+    DataFrame
+        By entrant: fixed, attempted, rate, low, high; a summary counts as its n repetitions.
+    """
+    frame = data.frame if isinstance(data, Summary) else check(data)
+    if isinstance(data, Summary):
+        cells = frame.drop_duplicates(["subject", "entrant"])
+        weight = cells["n"].fillna(1)
+    else:
+        cells = frame.drop_duplicates(["subject", "entrant", "repetition"])
+        weight = pd.Series(1, index=cells.index)
+    fixed = weight.where(cells["outcome"] == FIXED, 0)
+    counts = pd.DataFrame({"entrant": cells["entrant"], "fixed": fixed, "attempted": weight})
+    result = counts.groupby("entrant", sort=False).sum().astype(int)
+    result["rate"] = result["fixed"] / result["attempted"]
+    result["low"], result["high"] = wilson(result["fixed"], result["attempted"])
+    return result
+
+
+def category_means(data: Data, metric: str, column: str = "mean") -> pd.DataFrame:
+    """Return the mean over subjects of the mean over the entrants of a category that have a value.
+
+    Parameters
+    ----------
+    data : DataFrame or Summary
+    metric : str
+    column : {"mean", "gain", "better"}
+        Of `describe`.
+
+    Returns
+    -------
+    DataFrame
+        By category: value, cells (how many it stands on).
+    """
+    rows = describe(data)
+    rows = rows[(rows["metric"] == metric) & rows[column].notna()]
+    by_subject = rows.groupby(["category", "subject"], sort=False)[column].agg(["mean", "size"])
+    result = by_subject.groupby("category", sort=False).agg(
+        value=("mean", "mean"), cells=("size", "sum")
+    )
+    return result.astype({"cells": int})
