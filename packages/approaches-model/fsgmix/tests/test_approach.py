@@ -13,12 +13,12 @@ from modelfix_fsgmix.fine_tuning import Companions, is_hopeless, joined, repair,
 from modelfix_fsgmix.guidance import draw_shots, guide
 from torch import nn
 
-QUICK = {"learning_rates": (1e-2,), "epochs": 1}
+QUICK = {"learning_rates": (1e-2,), "epochs": 1, "probe": 128}
 
 
 def test_original_is_the_first_candidate_and_says_what_guided(rotated_task):
     task, _, _ = rotated_task()
-    first, *others = FSGMix(learning_rates=(1e-2, 1e-3), epochs=2).candidates(task)
+    first, *others = FSGMix(learning_rates=(1e-2, 1e-3), epochs=2, probe=128).candidates(task)
     assert first.weights == {}
     assert first.values["guided"]
     assert first.values["shots"] <= first.values["failures"]
@@ -27,7 +27,7 @@ def test_original_is_the_first_candidate_and_says_what_guided(rotated_task):
 
 
 def test_interrupted_run_goes_on(rotated_task, tmp_path):
-    approach = FSGMix(learning_rates=(1e-2, 1e-3), epochs=2)
+    approach = FSGMix(learning_rates=(1e-2, 1e-3), epochs=2, probe=128)
     whole = run(approach, rotated_task()[0])
     task = rotated_task(folder=tmp_path)[0]
     started = approach.candidates(task)
@@ -39,8 +39,8 @@ def test_interrupted_run_goes_on(rotated_task, tmp_path):
 
 def test_learning_rates_start_from_the_original(rotated_task):
     task, _, _ = rotated_task()
-    alone = list(FSGMix(learning_rates=(1e-3,), epochs=1).candidates(task))[-1]
-    second = list(FSGMix(learning_rates=(1e-2, 1e-3), epochs=1).candidates(task))[-1]
+    alone = list(FSGMix(learning_rates=(1e-3,), epochs=1, probe=128).candidates(task))[-1]
+    second = list(FSGMix(learning_rates=(1e-2, 1e-3), epochs=1, probe=128).candidates(task))[-1]
     for name, array in alone.weights.items():
         np.testing.assert_array_equal(second.weights[name], array)
 
@@ -65,7 +65,9 @@ def test_destructive_rate_stops_after_two_epochs(rotated_task, monkeypatch):
 
     monkeypatch.setattr(fine_tuning, "is_hopeless", lambda losses, _: len(losses) == 2)
     task, _, _ = rotated_task()
-    steps = [c.step for c in FSGMix(learning_rates=(1e-2, 1e-3), epochs=4).candidates(task)]
+    steps = [
+        c.step for c in FSGMix(learning_rates=(1e-2, 1e-3), epochs=4, probe=128).candidates(task)
+    ]
     assert steps == [0, 1, 2, 1, 2]
 
 
@@ -129,7 +131,7 @@ def test_shots_are_few_per_class_and_in_all():
 def test_guidance_is_that_of_the_seed(rotated_task):
     task, _, _ = rotated_task()
     one, same, other = (
-        guide(task.model, task.train, task.repair, FSGMixConfig(n_shot=2), seed=seed)
+        guide(task.model, task.train, task.repair, FSGMixConfig(n_shot=2, probe=128), seed=seed)
         for seed in (0, 0, 1)
     )
     np.testing.assert_array_equal(one.shots, same.shots)

@@ -205,7 +205,7 @@ def test_7_operations_are_those_of_pillow(digits):
 
 def test_8_without_learning_rate_nothing_changes(rotated_task):
     task, rotated, _ = rotated_task()
-    result = run(FSGMix(learning_rates=(0.0,), epochs=2), task)
+    result = run(FSGMix(learning_rates=(0.0,), epochs=2, probe=128), task)
     assert result.outcome is Outcome.FIXED
     assert len(result.candidates) == 3
     for name, array in task.model.weights.items():
@@ -217,7 +217,7 @@ def test_8_without_learning_rate_nothing_changes(rotated_task):
 @pytest.mark.parametrize("rate", [1e-3, 5.0])
 def test_9_validation_accuracy_never_falls(rotated_task, rate):
     task, _, _ = rotated_task()
-    result = run(FSGMix(learning_rates=(rate,), epochs=2), task)
+    result = run(FSGMix(learning_rates=(rate,), epochs=2, probe=128), task)
     assert result.validation_accuracy["after"] >= result.validation_accuracy["before"]
     if rate > 1:
         # Such steps destroy the model, hence the original is what is left.

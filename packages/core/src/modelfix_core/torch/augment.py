@@ -174,15 +174,15 @@ def _warp(images: Tensor, operation: np.ndarray, strength: np.ndarray) -> Tensor
     theta = torch.from_numpy(_matrices(operation, strength, height, width)).to(images)
     x = (torch.arange(width, device=images.device) * 2 + 1) / width - 1
     y = (torch.arange(height, device=images.device) * 2 + 1) / height - 1
-    # Several times faster than affine_grid, which multiplies matrices for every pixel.
-    along_x = theta[:, :, 0:1] * x
-    along_y = theta[:, :, 1:2] * y + theta[:, :, 2:]
-    grid = images.new_empty(len(images), height, width, 2)
-    for axis in (0, 1):
-        torch.add(along_x[:, axis, None, :], along_y[:, axis, :, None], out=grid[..., axis])
+    # Sums of rows and columns are several times faster than affine_grid's product for each pixel,
+    # and complex numbers are the fastest way to lay two coordinates side by side.
+    rows = theta[:, :, 1:2] * y + theta[:, :, 2:]
+    columns = theta[:, :, 0:1] * x
+    from_x, from_y = (rows[:, i, :, None] + columns[:, i, None, :] for i in (0, 1))
+    grid = torch.view_as_real(torch.complex(from_x, from_y))
     warped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     # Pillow interpolates up to the border of the image and is black beyond it.
-    inside = torch.maximum(grid[..., 0].abs(), grid[..., 1].abs()) < 1
+    inside = torch.maximum(from_x.abs_(), from_y.abs_()) < 1
     return warped.mul_(inside.unsqueeze(1))
 
 
