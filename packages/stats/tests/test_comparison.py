@@ -85,7 +85,7 @@ def test_unequal_weights_change_the_difference(results):
         compare(frame, "repair_rate", weights={"s": 1})
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.integers(0, 10_000), st.sampled_from(["bh", "holm", "none"]))
 def test_letters_and_significance_are_one_rule(seed, correction):
     rng = np.random.default_rng(seed)
@@ -275,6 +275,20 @@ def test_an_entrant_without_any_value_is_named(results):
     assert set(comparison.order["entrant"]) == {"x", "y"}
 
 
+@pytest.mark.parametrize("mode", ["standard", "study"])
+def test_one_entrant_or_none(results, mode):
+    alone = compare(results({"x": X}), "repair_rate", mode=mode)
+    assert alone.letters.as_dict() == {"x": ("a",)}
+    assert alone.pairs.empty
+    failed = results({"x": {"s": [np.nan]}, "y": {"s": [np.nan]}}, outcome="FAILURE")
+    nobody = compare(failed, "repair_rate", mode=mode)
+    assert nobody.order.empty
+    assert "Without any value: x, y." in nobody.notes
+    for comparison in (alone, nobody):
+        json.loads(comparison.to_json())
+        comparison.to_markdown()
+
+
 def test_failed_repetitions_leave_the_others(results):
     frame = results({"x": {"s": [0.4, 0.5, 0.9]}, "y": Y}).assign(outcome="FIXED")
     frame.loc[2, "outcome"] = "FAILURE"
@@ -408,6 +422,7 @@ def test_each_entrant_may_have_its_own_original_asr(results):
         ({"correction": "bonferroni"}, "bh, holm, none"),
         ({"alpha": 5}, "alpha"),
         ({"mode": "study", "scope": "new-subjects"}, "one test"),
+        ({"mode": "study", "family": "vs-original"}, "standard"),
     ],
 )
 def test_unusable_options_are_refused(results, options, message):

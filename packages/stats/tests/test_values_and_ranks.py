@@ -1,5 +1,8 @@
 """Single values, success rates, ranks, Pareto fronts, power, and how tables are written."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -59,6 +62,15 @@ def test_statuses(results):
     assert describe(frame).set_index("entrant").loc["x", "reason"] == "no layer"
 
 
+def test_metrics_that_are_not_known_are_left_out(results):
+    frame = results({"x": {"s": [0.1]}})
+    memory = frame.assign(metric="peak_memory", value=1e9)
+    assert set(describe(pd.concat([frame, memory]))["metric"]) == {"repair_rate"}
+    assert effectiveness(pd.concat([frame, memory])).heads == ("category", "approach", "s RR")
+    with pytest.raises(StatsError, match="none of the metrics"):
+        describe(memory)
+
+
 def test_success_rates_count_cells_once(results):
     frame = results({"x": {"s": [0.1, 0.2], "u": [0.3, 0.4]}}).assign(outcome="FIXED")
     frame.loc[3, "outcome"] = "FAILURE"
@@ -102,6 +114,16 @@ def test_the_detectable_difference_has_its_power(results):
     smallest = detectable(cells)[0, 0]
     power = TTestIndPower().power(smallest / np.sqrt(cells.variance[0, 0]), 3, 0.05)
     assert power == pytest.approx(0.8, abs=1e-4)
+
+
+def test_the_package_stands_alone():
+    code = (
+        "import sys, modelfix_stats; print([name for name in sys.modules "
+        "if name.partition('.')[0] in {'torch', 'tensorflow', 'matplotlib', 'scikit_posthocs'} "
+        "or name.startswith('modelfix') and not name.startswith('modelfix_stats')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 # -- tables ----------------------------------------------------------------------------------------

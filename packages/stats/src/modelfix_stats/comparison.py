@@ -263,6 +263,8 @@ def _check_options(options: Options) -> None:
         raise StatsError("the mode 'study' has one test; leave scope out.")
     if options.mode == "study" and options.weights is not None:
         raise StatsError("the mode 'study' knows no weights; leave them out.")
+    if options.mode == "study" and options.family == "vs-original":
+        raise StatsError("the mode 'study' compares entrants; family='vs-original' is standard's.")
     if not 0 < options.alpha < 1:
         raise StatsError(f"alpha={options.alpha}: expected a number between 0 and 1.")
     if (options.family == "vs-control") != (options.control is not None):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations, product
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 from scipy.special import comb
 
@@ -178,7 +179,7 @@ def _pool(
 
 def _t_test(delta: np.ndarray, error: np.ndarray, df: np.ndarray, reason: np.ndarray) -> Tested:
     """Return the two-sided test; NaN where there is a reason, delta wherever it exists."""
-    testable = np.equal(reason, None)
+    testable = pd.isna(reason)
     error, df = np.where(testable, error, np.nan), np.where(testable, df, np.nan)
     with np.errstate(invalid="ignore", divide="ignore"):
         t = delta / error

@@ -5,8 +5,9 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.proportion import proportion_confint
 
+from modelfix_stats.errors import StatsError
 from modelfix_stats.frame import FIXED, Data, Summary, check
-from modelfix_stats.metrics import find_metric
+from modelfix_stats.metrics import METRICS, find_metric
 
 
 def wilson(count: np.ndarray | int, total: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,7 +28,7 @@ def wilson(count: np.ndarray | int, total: np.ndarray | int) -> tuple[np.ndarray
 
 
 def describe(data: Data, *, ddof: int = 1) -> pd.DataFrame:
-    """Return mean, spread and interval of every cell and metric.
+    """Return mean, spread and interval of every cell and metric that the statistics know.
 
     Parameters
     ----------
@@ -41,10 +42,18 @@ def describe(data: Data, *, ddof: int = 1) -> pd.DataFrame:
         subject, entrant, approach, category, metric, status, reason, n, mean, std (NaN for copies
         and for single repetitions), low, high (95 % t interval of the mean, n - 1 degrees of
         freedom), original, gain (relative, in percent, of the mean), better (difference towards
-        better). The status is OK where there is a mean, else the worst outcome, or ABSENT.
+        better). The status is OK where there is a mean, else the outcome, or ABSENT.
+
+    Raises
+    ------
+    StatsError
+        If the data have no metric that is known.
     """
-    summary = data.frame if isinstance(data, Summary) else _summarise(check(data))
-    result = summary.copy()
+    frame = data.frame if isinstance(data, Summary) else check(data)
+    frame = frame[frame["metric"].isin(list(METRICS))]
+    if frame.empty:
+        raise StatsError(f"the data have none of the metrics {', '.join(METRICS)}.")
+    result = frame.copy() if isinstance(data, Summary) else _summarise(frame)
     n, std = result["n"].to_numpy(float), result["std"].to_numpy(float)
     with np.errstate(invalid="ignore", divide="ignore"):
         half = stats.t.ppf(0.975, n - 1) * std / np.sqrt(n)
