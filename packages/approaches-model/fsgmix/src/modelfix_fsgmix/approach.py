@@ -121,7 +121,7 @@ class FSGMix(Approach):
     )
     Config = FSGMixConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "default": {},
+        "default": {"epochs": 5, "images_per_epoch": 10_000},
         "study": {"learning_rates": (1e-2, 1e-3, 1e-4), "epochs": 10},
         "literal": {"loss": "expanded"},
     }
