@@ -1,0 +1,248 @@
+"""One repair: growing sets of faults, a smallest change for each, the best on validation."""
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import cached_property, partial
+
+import numpy as np
+from modelfix_core.approach import Candidate, Task
+from modelfix_core.errors import Failure
+from modelfix_core.seeds import generator
+
+from modelfix_minimal_3m.chain import Chain
+from modelfix_minimal_3m.change import Change, Infeasible, Unsolved
+from modelfix_minimal_3m.faults import Faults, find_faults
+from modelfix_minimal_3m.heuristics import HEURISTICS
+from modelfix_minimal_3m.highs import Solver
+from modelfix_minimal_3m.inner_layer import InnerLayer
+from modelfix_minimal_3m.last_layer import LastLayer
+from modelfix_minimal_3m.marabou import Marabou
+from modelfix_minimal_3m.memory import estimate
+from modelfix_minimal_3m.proof import Proof, describe
+from modelfix_minimal_3m.separation import Separation, forward
+
+logger = logging.getLogger(__name__)
+
+GIGABYTE = 1e9
+LARGER_MARGIN = 10.0  # factor, where the margin was lost in float32
+Solve = Callable[[int], Change]  # from a number of points
+
+
+class Repair:
+    """The repair of one task.
+
+    Parameters
+    ----------
+    task : Task
+    chain : Chain
+        From the first layer that may change to the logits.
+    config : Minimal3MConfig
+    """
+
+    def __init__(self, task: Task, chain: Chain, config) -> None:
+        self.task = task
+        self.chain = chain
+        self.config = config
+        self.solver = Solver(config.query_seconds, self._tick)
+        self.reasons: list[str] = []
+        self.done, self.cells = 0, 1
+        self.note = ""
+
+    def candidates(self) -> Iterator[Candidate]:
+        """Yield a candidate whenever one is better on validation than all before.
+
+        Raises
+        ------
+        Failure
+            If no set of faults could be made right.
+        """
+        self._tick()
+        if not len(self.faults) and not self.faults.left_out:
+            yield Candidate(weights={})
+            return
+        if not len(self.faults):
+            raise Failure(
+                f"infeasible: none of the {self.faults.left_out} faults can be made right, all "
+                f"inputs of layer {self.chain.names()[0]!r} are 0 for them"
+            )
+        best = -1.0
+        for candidate in self._sweep():
+            if candidate.validation_accuracy > best:
+                best = candidate.validation_accuracy
+                yield candidate
+        if best < 0:
+            raise Failure("; ".join(dict.fromkeys(self.reasons)))
+
+    @cached_property
+    def faults(self) -> Faults:
+        """The faults that can be made right."""
+        task = self.task
+        faults = find_faults(task.model, task.repair, self._features, self.config.order)
+        if faults.left_out:
+            logger.warning(
+                "%d faults are left out: they look like others with another label to layer %s",
+                faults.left_out,
+                self.chain.names()[0],
+            )
+        return faults
+
+    @cached_property
+    def validation(self) -> np.ndarray:
+        """Input of the first layer that may change for the validation split, [N, D]."""
+        found = self.task.model.activations(self.task.validation, [self._features])
+        return found[self._features].astype(float)
+
+    @property
+    def _features(self) -> str:
+        return self.chain.layers[0].layer.input
+
+    # -- the sweep -----------------------------------------------------------------------------
+
+    def _counts(self) -> list[int]:
+        total = len(self.faults)
+        return sorted({total if c == "all" else min(c, total) for c in self.config.points})
+
+    def _sweep(self) -> Iterator[Candidate]:
+        """Yield a candidate for each number of points and norm that can be solved."""
+        solves = {norm: self._solve(norm, self.config.margin) for norm in self.config.norms}
+        reached = dict.fromkeys(solves, 0)
+        counts = self._counts()
+        self.cells = len(counts) * len(solves)
+        for count in counts:
+            for norm in list(solves):
+                self.note = f"{count} points, {norm}"
+                self._tick()
+                try:
+                    candidate = self._candidate(solves[norm], norm, count)
+                    reached[norm] = count
+                except Unsolved as reason:
+                    self._give_up(f"{self.note}: {reason}")
+                    del solves[norm]  # more points would be harder still
+                    candidate = None
+                except Infeasible:
+                    self._give_up(
+                        f"{self.note}: infeasible, no change of up to "
+                        f"{self.config.epsilon_max:g} makes all right"
+                    )
+                    candidate = self._largest(solves.pop(norm), norm, reached[norm], count)
+                self.done += 1
+                if candidate is not None:
+                    yield candidate
+
+    def _largest(self, solve: Solve, norm: str, low: int, high: int) -> Candidate | None:
+        """Bisect for the most points, in order, that can be made right together."""
+        best = None
+        while high - low > 1:
+            middle = (low + high) // 2
+            try:
+                found = self._candidate(solve, norm, middle)
+            except (Infeasible, Unsolved):
+                high = middle
+            else:
+                best, low = found or best, middle
+        return best
+
+    def _candidate(self, solve: Solve, norm: str, count: int) -> Candidate | None:
+        """Return the candidate that makes the first points right, or None if float32 cannot."""
+        self._check_memory(norm, count)
+        for margin in (self.config.margin, self.config.margin * LARGER_MARGIN):
+            if margin != self.config.margin:
+                solve = self._solve(norm, margin)
+            change = solve(count)
+            margins = self._margins(change, count)
+            if margins.min() > 0:
+                break
+        else:
+            self._give_up(f"{count} points, {norm}: the change is lost in float32 rounding")
+            return None
+        accuracy = self._accuracy(change)
+        values = Proof(change, norm, margin, self.faults.ids[:count], margins).values()
+        logger.info("%s Validation accuracy %.4f.", describe(values), accuracy)
+        return Candidate(
+            weights=self._weights(change),
+            validation_accuracy=accuracy,
+            step=count,
+            values=values,
+        )
+
+    def _give_up(self, reason: str) -> None:
+        self.reasons.append(reason)
+        logger.warning("%s", reason)
+
+    def _tick(self) -> None:
+        self.task.progress(self.done, self.cells, self.note)
+
+    # -- solving -------------------------------------------------------------------------------
+
+    def _solve(self, norm: str, margin: float) -> Solve:
+        """Return what finds the smallest change for the first points."""
+        config, faults, layers = self.config, self.faults, self.chain.layers
+        problem = (faults.h, faults.y, norm, margin, config.epsilon_max)
+        if config.mode == "multi":
+            return partial(self._several, norm, margin)
+        if config.engine == "marabou":
+            interval, memory = config.epsilon_interval, int(self._memory)
+            return Marabou(layers, *problem, interval, self.solver, memory).solve
+        if len(layers) > 1:
+            return InnerLayer(layers, *problem, self.solver).solve
+        return LastLayer(layers[0], *problem, self.solver, config.engine == "lp_lazy").solve
+
+    def _several(self, norm: str, margin: float, count: int) -> Change:
+        """Search over the values of the separation layers."""
+        config, faults = self.config, self.faults
+        # The spread over all faults: over one point it would be 0.
+        steps = [config.step * values.std(axis=0) for values in forward(self.chain, faults.h)]
+        points = (faults.h[:count], faults.y[:count])
+        separation = Separation(
+            self.chain, *points, steps, norm, margin, config.epsilon_max, self.solver
+        )
+        rng = generator(self.task.seed, stage=f"{config.heuristic} {norm} {count}")
+        single = separation.single()
+        search = HEURISTICS[config.heuristic]
+        return separation.search(
+            single,
+            search(rng, separation.neurons, single.cost, config.ucb),
+            config.proposals,
+            config.timeout,
+            lambda change: self._margins(change, count).min() > 0,
+        )
+
+    @property
+    def _memory(self) -> float:
+        own = self.config.memory * GIGABYTE
+        return min(own, self.task.budget.memory or own)
+
+    def _check_memory(self, norm: str, count: int) -> None:
+        config, layers = self.config, self.chain.layers
+        changed = layers[-1] if config.mode == "multi" else layers[0]
+        inner = changed is not layers[-1] and config.engine != "marabou"
+        engine = "milp" if inner else config.engine
+        outputs, features = changed.weight.shape
+        needed = estimate(engine, norm, count, features, outputs, len(layers[-1].bias))
+        if needed > self._memory:
+            raise Unsolved(
+                f"memory: engine {config.engine!r} would need about {needed / GIGABYTE:.3g} GB "
+                f"for a layer of {features} inputs and {outputs} outputs, the limit is "
+                f"{self._memory / GIGABYTE:.3g} GB"
+            )
+
+    # -- the real network ----------------------------------------------------------------------
+
+    def _weights(self, change: Change) -> dict[str, np.ndarray]:
+        weights = self.task.model.weights
+        return {n: (weights[n] + delta).astype(np.float32) for n, delta in change.weights.items()}
+
+    def _margins(self, change: Change, count: int) -> np.ndarray:
+        """Return by how much the labels of the first points win in the changed model."""
+        fixed = self.task.model.with_weights(self._weights(change))
+        faults, rows = self.faults, np.arange(count)
+        logits = fixed.predict(self.task.repair.select(faults.index[:count])).astype(float)
+        own = logits[rows, faults.y[:count]].copy()
+        logits[rows, faults.y[:count]] = -np.inf
+        return own - logits.max(axis=1)
+
+    def _accuracy(self, change: Change) -> float:
+        weights = self.task.model.weights
+        stored = {name: array - weights[name] for name, array in self._weights(change).items()}
+        logits = self.chain.logits(self.validation, stored)
+        return float(np.mean(logits.argmax(axis=1) == self.task.validation.y))
