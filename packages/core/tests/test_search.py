@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelfix_core.search import DifferentialEvolution, ParticleSwarm, race
+from modelfix_core.search import DifferentialEvolution, InertiaSwarm, ParticleSwarm, race
 from modelfix_core.search.differential_evolution import draw
+from modelfix_core.search.inertia_swarm import wrap
 
 INPUTS = np.random.default_rng(7).normal(size=(60, 12))
 
@@ -244,3 +245,90 @@ class TestParticleSwarm:
                 assert np.array_equal(search.own[::2], before[::2])
             assert search.best_fitness >= best
             best = search.best_fitness
+
+
+def inertia_swarm(seed, dimensions=3, **options):
+    rng = np.random.default_rng(seed)
+    return InertiaSwarm(np.zeros((12, dimensions)), -1.0, 1.0, rng, **options)
+
+
+class TestInertiaSwarm:
+    def test_is_the_textbook_loop(self):
+        search = inertia_swarm(4, iterations=30, patience=30)
+        while not search.finished:
+            search.tell(fitness(search.ask()[0]))
+        rng = np.random.default_rng(4)
+        x = np.zeros((12, 3))
+        v = rng.uniform(0, 1, (12, 3))
+        own, own_fit = x.copy(), fitness(x)
+        for _ in range(29):
+            g = own[own_fit.argmax()].copy()
+            r = rng.uniform(0, 1, (12, 3)), rng.uniform(0, 1, (12, 3))
+            v = 0.8 * v + 0.41 * r[0] * (own - x) + 0.41 * r[1] * (g - x)
+            x = (x + v + 1) % 2 - 1
+            fit = fitness(x)
+            for i in np.flatnonzero(fit > own_fit):
+                own[i], own_fit[i] = x[i], fit[i]
+        assert np.allclose(search.own, own, rtol=1e-12)
+        assert np.allclose(search.own_fitness, own_fit, rtol=1e-12)
+        assert search.evaluations == 12 * 30
+
+    def test_the_first_move_follows_the_velocities_alone(self):
+        search = inertia_swarm(0)
+        assert (search.ask()[0] == 0).all()
+        velocities = search.velocities.copy()
+        assert ((velocities >= 0) & (velocities < 1)).all()
+        search.tell(np.zeros(12))
+        assert np.array_equal(search.ask()[0], 0.8 * velocities)
+
+    def test_stops_after_patience_iterations_without_notable_gain(self):
+        ticks = iter(range(1000))
+
+        def run(gain):
+            search = inertia_swarm(0, patience=10, tolerance=1e-3)
+            while not search.finished:
+                search.tell(np.full(len(search.ask()[0]), gain * next(ticks)))
+            return search.iteration
+
+        assert run(0.0) == 11
+        assert run(9e-4) == 11
+        assert run(0.5) == 100
+
+    def test_a_single_notable_gain_starts_the_patience_anew(self):
+        search = inertia_swarm(0, patience=5)
+        while not search.finished:
+            search.tell(np.full(len(search.ask()[0]), float(search.iteration >= 3)))
+        assert search.iteration == 4 + 5
+
+    def test_the_leader_keeps_its_place_on_ties(self):
+        search = inertia_swarm(1, patience=50, iterations=50)
+        search.ask()
+        search.tell(np.zeros(12))
+        values, _ = search.ask()
+        search.tell(np.arange(12) == 7)
+        assert np.array_equal(search.leader, values[7])
+        search.ask()
+        search.tell((np.arange(12) <= 7).astype(float))
+        assert np.array_equal(search.leader, values[7])
+        assert np.array_equal(search.best, search.own[0])
+
+    def test_dropped_particles_change_nothing(self):
+        search = inertia_swarm(2)
+        search.ask()
+        search.tell(np.zeros(12))
+        search.ask()
+        search.tell(np.full(12, -np.inf))
+        assert (search.own == 0).all()
+        assert search.best_fitness == search.leader_fitness == 0
+
+    @settings(deadline=None, max_examples=50)
+    @given(
+        value=st.floats(-9, 9, allow_nan=False),
+        low=st.floats(-3, 0.5),
+        span=st.floats(0.1, 4),
+    )
+    def test_wrapping_moves_by_whole_turns_into_the_box(self, value, low, span):
+        (wrapped,) = wrap(np.array([[value]]), low, low + span)[0]
+        assert low - 1e-9 <= wrapped <= low + span + 1e-9
+        turns = (wrapped - value) / span
+        assert abs(turns - round(turns)) < 1e-6
