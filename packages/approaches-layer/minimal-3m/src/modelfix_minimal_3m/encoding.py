@@ -66,7 +66,7 @@ class Encoding:
 def encode(
     layers: Sequence[Dense], h: np.ndarray, y: np.ndarray, norm: str, margin: float, limit: float
 ) -> Encoding:
-    """Encode which changes of the first layer make all points right (section 4.2).
+    """Encode which changes of the first layer make all points right.
 
     Values of points are laid out neuron by neuron: column ``neuron * k + point``.
 

@@ -1,4 +1,4 @@
-"""The smallest change of an inner layer: a mixed-integer program (section 4.2)."""
+"""The smallest change of an inner layer: a mixed-integer program."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The smallest change of the last layer: a linear program with rows made on demand (section 3)."""
+"""The smallest change of the last layer: a linear program with rows made on demand."""
 
 from dataclasses import dataclass
 

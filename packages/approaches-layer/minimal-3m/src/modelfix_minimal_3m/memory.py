@@ -1,6 +1,6 @@
-"""How much memory an engine needs, known before anything is allocated (section 3)."""
+"""How much memory an engine needs, known before anything is allocated."""
 
-ENTRY = 16  # bytes of a matrix entry in HiGHS: value and index, stored by row and by column, less
+ENTRY = 16  # bytes of a matrix entry: value and index, with room for the factorisation
 LAZY_ROWS = 3  # rows that a point needs in the end, about
 MARABOU_PAIR = 700  # bytes for each pair of weights in the l1 encoding, measured with Marabou 2.0
 MARABOU_CELL = 8  # bytes of a cell of Marabou's dense tableau
@@ -29,7 +29,7 @@ def estimate(engine: str, norm: str, points: int, features: int, outputs: int, c
         rows = points * (2 * outputs - 1)
         return MARABOU_CELL * rows * (weights + points * outputs + rows)
     if engine == "milp":
-        # The weights of one point are one number for each output (section 4.2).
+        # The weights of one point are one number for each output.
         weights = weights if points > 1 else outputs
         return ENTRY * (points * weights + 6 * weights + points * outputs * (8 + classes))
     parts = 4 if norm == "l1" else 2  # entries of a row for each feature

@@ -1,4 +1,4 @@
-"""Several layers: the network is cut, and each part gets its own smallest change (section 4.3)."""
+"""Several layers: the network is cut, and each part gets its own smallest change."""
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
@@ -218,7 +218,7 @@ class Separation:
         """
         best = single
         start, done = perf_counter(), 0
-        offsets = heuristic.send(None)
+        offsets = next(heuristic)
         while done < proposals and perf_counter() - start < seconds:
             self.solver.tick()
             found = self.evaluate(offsets, best.cost)
