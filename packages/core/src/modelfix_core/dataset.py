@@ -4,7 +4,7 @@ import json
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ UNREADABLE_NPZ = (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, 
 OWN_FRACTIONS = {"train": 0.6, "validation": 0.1, "repair": 0.15, "test": 0.15}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Split:
     """Labelled images of one split.
 
@@ -33,28 +33,37 @@ class Split:
     group : ndarray of int64, [N], or None
         Value of the sensitive attribute.
     ids : ndarray of int64, [N]
-        Position of each image in its source; two splits of a dataset never share one.
+        Position of each image in its source, by default that in the split; two splits of a
+        dataset never share one.
     """
 
     x: np.ndarray
     y: np.ndarray
-    group: np.ndarray | None = None
-    ids: np.ndarray = field(default=None)  # type: ignore[assignment]
+    group: np.ndarray | None
+    ids: np.ndarray
 
-    def __post_init__(self) -> None:
-        if self.ids is None:
-            object.__setattr__(self, "ids", np.arange(len(self.y), dtype=np.int64))
-        for name, values in (("x", self.x), ("group", self.group), ("ids", self.ids)):
-            if values is not None and len(values) != len(self.y):
+    # Written out because `ids` may be left out although a split always has them.
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        group: np.ndarray | None = None,
+        ids: np.ndarray | None = None,
+    ) -> None:
+        ids = np.arange(len(y), dtype=np.int64) if ids is None else ids
+        for name, values in (("x", x), ("group", group), ("ids", ids)):
+            if values is not None and len(values) != len(y):
                 raise ModelfixError(
-                    f"{name} has {len(values)} entries but there are {len(self.y)} labels; "
+                    f"{name} has {len(values)} entries but there are {len(y)} labels; "
                     "give one per image."
                 )
-        if self.x.ndim != 4:
+        if x.ndim != 4:
             raise ModelfixError(
-                f"images have shape {self.x.shape}; expected [N, C, H, W] (images, channels, "
+                f"images have shape {x.shape}; expected [N, C, H, W] (images, channels, "
                 "height, width)."
             )
+        for name, values in (("x", x), ("y", y), ("group", group), ("ids", ids)):
+            object.__setattr__(self, name, values)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -129,7 +138,7 @@ class Split:
                 f"{folder}: the {folder.name} split is missing (no x.npy and y.npy); prepare the "
                 "subject again."
             )
-        return cls(x, np.asarray(y), _array(read("group")), _array(read("ids")))  # type: ignore[arg-type]
+        return cls(x, np.asarray(y), _array(read("group")), _array(read("ids")))
 
 
 def _array(values: np.ndarray | None) -> np.ndarray | None:

@@ -165,8 +165,8 @@ def run(
     """
     try:
         approach.check(task)
-    except Unadaptable as reason:
-        return Fixing(Outcome.UNADAPTABLE, str(reason))
+    except Unadaptable as error:
+        return Fixing(Outcome.UNADAPTABLE, str(error))
     selection = _Selection(task, on_candidate)
     reason: str | None = None
     try:
