@@ -28,6 +28,13 @@ def test_names_are_those_of_the_state_dict(network):
     assert set(load(model).tensors) == names
 
 
+def test_loading_leaves_the_global_generator_alone(network):
+    _, model = network
+    before = torch.random.get_rng_state()
+    load(model)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_every_weight_counts_once(network):
     module, model = network
     net = load(model)

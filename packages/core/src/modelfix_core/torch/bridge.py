@@ -303,7 +303,10 @@ def load(model: Model, device: str | torch.device = "cpu") -> TorchModel:
         onnxruntime's by more than 1e-4 (the first differing layer is named).
     """
     try:
-        net = TorchModel(model)
+        # Modules draw starting values that the model's weights replace at once; the caller's
+        # generator is put back. They are made on the CPU, so no other generator is concerned.
+        with torch.random.fork_rng(devices=[]):
+            net = TorchModel(model)
     except ModelfixError as error:
         raise ModelfixError(f"{model.name}: {error}") from error
     check_agreement(net)
