@@ -1,6 +1,7 @@
 """Layer access and the prefix cache: inner values and gradients of a model, in batches."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from modelfix_core.population import DEFAULT_MEMORY
 from modelfix_core.torch.bridge import TorchModel
 
 BATCH_SIZE = 500
-Images = Split | np.ndarray | Tensor
+Images: TypeAlias = Split | np.ndarray | Tensor
 
 
 def batches(

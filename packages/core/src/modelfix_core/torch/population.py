@@ -522,6 +522,7 @@ def _all_units(tensor: Varied, base: Tensor | None) -> Tensor:
     """Return all units, [P, n, ...]: the original's where the candidates do not differ."""
     if tensor.units is None:
         return tensor.values
+    assert base is not None, "the original of a tensor that differs in part is kept"
     whole = base.expand(len(tensor.values), *base.shape).clone()
     whole[:, :, tensor.units] = tensor.values
     return whole

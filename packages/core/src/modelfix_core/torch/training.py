@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -137,13 +137,15 @@ class Feed:
     def batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield images, float32 [n, C, H, W] in [0, 1], and labels [n] in the given order."""
         parts = [order[start : start + size] for start in range(0, len(order), size)]
-        read = self._resident_images if self.resident is not None else self._read_images
-        for x, part in zip(read(parts), parts, strict=True):
+        for x, part in zip(self._images(parts), parts, strict=True):
             x = x.to(torch.float32)
             images = x.div_(255) if self.split.x.dtype == np.uint8 else x
             yield images, self.labels[torch.from_numpy(part).to(self.device)]
 
-    def _resident_images(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
+    def _images(self, parts: list[np.ndarray]) -> Iterator[Tensor]:
+        if self.resident is None:
+            yield from self._read_images(parts)
+            return
         for part in parts:
             yield self.resident[torch.from_numpy(part).to(self.device)]
 
@@ -406,13 +408,15 @@ class _Checkpoints:
         self.folder, self.identity = folder, identity
 
     def write(self, candidate: Candidate, optimizer: dict[str, np.ndarray]) -> None:
+        weights = candidate.weights
+        assert weights is not None, "fine-tuning proposes weights, not a model"
         header = {
             "identity": self.identity,
             "validation_accuracy": candidate.validation_accuracy,
             "values": dict(candidate.values),
-            "names": list(candidate.weights),
+            "names": list(weights),
         }
-        self._save(self._epoch(candidate.step), header, list(candidate.weights.values()))
+        self._save(self._epoch(candidate.step), header, list(weights.values()))
         last = {"identity": self.identity, "epoch": candidate.step, "names": list(optimizer)}
         self._save(self.folder / "optimizer.npz", last, list(optimizer.values()))
 
@@ -432,7 +436,8 @@ class _Checkpoints:
         return self.folder / f"epoch-{number:02d}.npz"
 
     def _save(self, path: Path, header: dict, arrays: list[np.ndarray]) -> None:
-        named = {f"array_{number}": array for number, array in enumerate(arrays)}
+        # Any: NumPy's stub has a keyword beside the arrays, `allow_pickle`, that no name here is.
+        named: dict[str, Any] = {f"array_{number}": array for number, array in enumerate(arrays)}
         with atomic_path(path) as temporary, temporary.open("wb") as file:
             np.savez(file, header=np.array(json.dumps(header)), **named)
 
