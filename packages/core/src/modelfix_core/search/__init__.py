@@ -11,7 +11,9 @@ reach to change anything: a trial that provably falls short may be told as ``-in
 """
 
 from modelfix_core.search.differential_evolution import DifferentialEvolution
+from modelfix_core.search.genetic_algorithm import GeneticAlgorithm
+from modelfix_core.search.inertia_swarm import InertiaSwarm
 from modelfix_core.search.particle_swarm import ParticleSwarm
 from modelfix_core.search.racing import race
 
-__all__ = ["DifferentialEvolution", "ParticleSwarm", "race"]
+__all__ = ["DifferentialEvolution", "GeneticAlgorithm", "InertiaSwarm", "ParticleSwarm", "race"]
