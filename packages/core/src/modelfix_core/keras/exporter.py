@@ -308,9 +308,9 @@ class _Exporter:
         self.initializers[name] = values if layout is None else layout.to_onnx(values)
         return name
 
-    def literal(self, array: np.ndarray, name: str) -> str:
+    def literal(self, value: np.ndarray | np.generic, name: str) -> str:
         """Append a constant that is no weight."""
-        return self.node("Constant", [], name, value=numpy_helper.from_array(np.asarray(array)))
+        return self.node("Constant", [], name, value=numpy_helper.from_array(np.asarray(value)))
 
     def turned(self, value: _Value, axes: tuple[int, ...], channels_last: bool) -> _Value:
         name = self.node("Transpose", [value.name], f"{value.name}.transposed", perm=axes)
@@ -330,7 +330,7 @@ class _Exporter:
         if function is keras.activations.relu6:
             limits = [self.literal(np.float32(v), f"{name}.limit") for v in (0, 6)]
             return _Value(self.node("Clip", [value.name, *limits], name), last)
-        known = {
+        known: dict[Any, tuple[str, dict[str, Any]]] = {
             keras.activations.relu: ("Relu", {}),
             keras.activations.sigmoid: ("Sigmoid", {}),
             keras.activations.tanh: ("Tanh", {}),
@@ -455,7 +455,7 @@ def _zero_padding(to: _Exporter, call: _Call) -> _Value:
 def _any_padding(to: _Exporter, call: _Call) -> _Value:
     pairs = np.array([(0, 0), *call.layer.pads])
     ordered = pairs[list(NCHW)] if len(pairs) == 4 else pairs
-    return _padding(to, call, ordered.T.ravel(), call.layer.value)
+    return _padding(to, call, ordered.T.ravel().tolist(), call.layer.value)
 
 
 def _padding(to: _Exporter, call: _Call, pads: Sequence[int], value: float) -> _Value:

@@ -203,7 +203,14 @@ class _Importer:
             f"Keras: {why}."
         )
 
-    def constant(self, node: _Node, position: int) -> np.ndarray | None:
+    def constant(self, node: _Node, position: int) -> np.ndarray:
+        """Return the constant at an input position."""
+        value = self.optional(node, position)
+        if value is None:
+            raise self.refuse(node, f"its input {position} is left out; expected a constant")
+        return value
+
+    def optional(self, node: _Node, position: int) -> np.ndarray | None:
         """Return the constant at an input position; None where the input is left out."""
         if position >= len(node.inputs) or not node.inputs[position]:
             return None
@@ -312,7 +319,7 @@ def _constants(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
 
 @_operator("Conv")
 def _conv(to: _Importer, node: _Node) -> None:
-    kernel, bias = to.constant(node, 1), to.constant(node, 2)
+    kernel, bias = to.constant(node, 1), to.optional(node, 2)
     if kernel.ndim != 4:
         raise to.refuse(node, f"its kernel has {kernel.ndim} axes; expected a 2-D convolution")
     strides, dilations = node.get("strides", [1, 1]), node.get("dilations", [1, 1])
@@ -354,7 +361,7 @@ def _conv(to: _Importer, node: _Node) -> None:
 
 @_operator("Gemm", "MatMul")
 def _dense(to: _Importer, node: _Node) -> None:
-    weight, bias = to.constant(node, 1), to.constant(node, 2)
+    weight, bias = to.constant(node, 1), to.optional(node, 2)
     scaled = node.get("alpha", 1.0) != 1.0 or node.get("beta", 1.0) != 1.0
     if scaled or node.get("transA", 0) or weight.ndim != 2:
         raise to.refuse(node, "expected x @ W + b with a constant matrix W")
@@ -490,7 +497,7 @@ def _global_average_pool(to: _Importer, node: _Node) -> None:
 @_operator("ReduceMean")
 def _reduce_mean(to: _Importer, node: _Node) -> None:
     axes = node.get("axes", None)
-    axes = to.constant(node, 1) if axes is None else axes
+    axes = to.optional(node, 1) if axes is None else axes
     rank = len(to.values[node.inputs[0]].shape)
     if axes is None or rank != 4 or {int(a) % 4 for a in axes} != {2, 3}:
         raise to.refuse(node, "expected the mean over height and width")
@@ -507,7 +514,7 @@ def _spatial_mean(to: _Importer, node: _Node, keepdims: bool) -> None:
 def _pad_operator(to: _Importer, node: _Node) -> None:
     if node.get("mode", b"constant") != b"constant":
         raise to.refuse(node, "expected the mode constant")
-    flat, value, axes = (to.constant(node, position) for position in (1, 2, 3))
+    flat, value, axes = to.constant(node, 1), to.optional(node, 2), to.optional(node, 3)
     source = to.image(node.inputs[0])
     rank = len(to.values[source].shape)
     pairs = np.zeros((rank, 2), dtype=int)
@@ -543,7 +550,7 @@ def _channelwise(to: _Importer, node: _Node) -> None:
 
 
 def _dropout(to: _Importer, node: _Node, name: str) -> keras.layers.Layer:
-    ratio = to.constant(node, 1)
+    ratio = to.optional(node, 1)
     # Seeded by its place in the graph: two runs of one training draw the same masks.
     return keras.layers.Dropout(
         0.5 if ratio is None else float(ratio), seed=len(to.steps), name=name
@@ -551,9 +558,9 @@ def _dropout(to: _Importer, node: _Node, name: str) -> keras.layers.Layer:
 
 
 def _clip(to: _Importer, node: _Node, name: str) -> keras.layers.Layer:
-    low, high = to.constant(node, 1), to.constant(node, 2)
-    low = -np.inf if low is None else float(low)
-    high = np.inf if high is None else float(high)
+    lower, upper = to.optional(node, 1), to.optional(node, 2)
+    low = -np.inf if lower is None else float(lower)
+    high = np.inf if upper is None else float(upper)
     if low == 0.0 and np.isfinite(high):
         return keras.layers.ReLU(max_value=high, name=name)
     return Clip(low, high, name=name)

@@ -8,7 +8,7 @@ the batch and runs through the unpatched layers. The classes that a patch of the
 not touch enter the loss through their kept maximum and log-sum-exp.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,8 +140,10 @@ class Population:
     def _base_chunk(self, index: int) -> list[tf.Tensor]:
         """Return the kept tensors of a chunk of images; the last chunk is padded."""
         part = slice(index * self.chunk, (index + 1) * self.chunk)
-        split = isinstance(self._x, Split)
-        x = self._x.images(part) if split else np.asarray(self._x[part], np.float32)
+        if isinstance(self._x, Split):
+            x = self._x.images(part)
+        else:
+            x = np.asarray(self._x[part], np.float32)
         return self._base(tf.constant(_padded(x, self.chunk)))
 
     def _run(self, compute: Callable, values: np.ndarray, part: slice) -> list[np.ndarray]:
@@ -261,7 +263,7 @@ class _Pass:
     """One pass of P candidates over n images, through the steps that depend on the candidate."""
 
     def __init__(
-        self, net: KerasModel, edits: dict[int, Edit], values: tf.Tensor, base: _Base
+        self, net: KerasModel, edits: Mapping[int, Edit], values: tf.Tensor, base: _Base
     ) -> None:
         self.net, self.edits, self.base, self.population = net, edits, base, values
         self.count = values.shape[0]
@@ -302,24 +304,24 @@ class _Pass:
         logits = self.touched[name]
         if logits.channels is None:
             return _scores(logits.values, labels)
-        return self._partial_scores(name, logits, labels)
+        return self._partial_scores(name, logits.values, logits.channels, labels)
 
-    def _partial_scores(self, name: str, logits: _Touched, labels: tf.Tensor):
-        """Score where some classes' logits are those of the base."""
-        rest = np.setdiff1d(np.arange(self._width(name)), logits.channels)
+    def _partial_scores(
+        self, name: str, values: tf.Tensor, channels: np.ndarray, labels: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Score where only the logits of the classes `channels` differ from the base's."""
+        rest = np.setdiff1d(np.arange(self._width(name)), channels)
         key, recipe = ("rest", tuple(rest)), lambda whole: _summary(whole, rest)
         rest_sum, rest_max, rest_class = self.base.get(name, key, recipe)
-        values, classes = logits.values, tf.constant(logits.channels, tf.int32)
+        classes = tf.constant(channels, tf.int32)
         top = tf.reduce_max(values, axis=-1)
         top_class = tf.gather(classes, tf.argmax(values, axis=-1))
         lowest = tf.minimum(top_class, rest_class)  # of two equal logits the lower class wins
         winner = tf.where(top > rest_max, top_class, tf.where(top == rest_max, lowest, rest_class))
-        places = np.full(self._width(name), len(rest) + len(logits.channels))
-        places[logits.channels] = np.arange(len(logits.channels))
+        places = np.full(self._width(name), len(rest) + len(channels))
+        places[channels] = np.arange(len(channels))
         place = tf.gather(tf.constant(places, tf.int32), labels)  # of the label among the touched
-        touched = tf.one_hot(
-            place, len(logits.channels), dtype=tf.bool, on_value=True, off_value=False
-        )
+        touched = tf.one_hot(place, len(channels), dtype=tf.bool, on_value=True, off_value=False)
         fixed = tf.gather(self.base.channels(name, None), labels, axis=1, batch_dims=1)
         own = tf.reduce_sum(tf.where(touched, values, 0.0), axis=-1)
         own = tf.where(tf.reduce_any(touched, axis=-1), own, fixed)
@@ -332,11 +334,11 @@ class _Pass:
     def _linear(self, step: Step) -> _Touched:
         (name,), layer = step.inputs, step.layers[0]
         edit = self.edits.get(id(layer))
+        if edit is None:
+            return _Touched(self._mixed(step), None)
         if name not in self.touched:
             values = self.base.channels(step.output, edit.units) + self._change_of_base(edit, name)
             return self._touch(step.output, values, edit.units)
-        if edit is None:
-            return _Touched(self._mixed(step), None)
         if isinstance(layer, keras.layers.Dense):
             return _Touched(self._mixed(step) + self._change(edit, name), None)
         x = self._widened(name, None).values
