@@ -1,9 +1,9 @@
 # environment: arachne
 """What the job adds to an approach's own work: selecting, checking, recording.
 
-Runs Arachne on `fashion-mini-lenet5` (prepared before: `nox -s prepare -- fashion-mini-lenet5`) and
-states everything that is neither the approach's work nor conversion as a share of the fixing time. The
-start of the process is not part of it.
+Runs Arachne on `fashion-mini-lenet5` (prepared before: `nox -s prepare -- fashion-mini-lenet5`)
+and states everything that is neither the approach's work nor conversion as a share of the fixing
+time. The start of the process is not part of it.
 """
 
 import argparse
@@ -34,7 +34,8 @@ def main() -> None:
     overhead = seconds["total"] - own
     share = overhead / seconds["fixing"]
     print(
-        f"job overhead: {share:.1%} of the fixing time ({overhead:.2f} s, {seconds['fixing']:.2f} s)"
+        f"job overhead: {share:.1%} of the fixing time "
+        f"({overhead:.2f} s, {seconds['fixing']:.2f} s)"
     )
     if options.json:
         line = {"name": "job overhead", "share": share, "seconds": seconds}

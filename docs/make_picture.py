@@ -1,7 +1,7 @@
 """Draw what a fix changed: `python docs/make_picture.py RECORD SUBJECT PICTURE.png`.
 
-The first row shows test inputs that the fixed model newly gets right, the second those that it newly
-gets wrong, each with its label and the two predictions.
+The first row shows test inputs that the fixed model newly gets right, the second those that it
+newly gets wrong, each with its label and the other model's prediction.
 """
 
 import sys

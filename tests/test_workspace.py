@@ -1,6 +1,5 @@
 """The house stands: every member complete, every lock host-free, the layers kept apart."""
 
-import json
 import re
 import subprocess
 import sys
@@ -13,7 +12,7 @@ from modelfix.workspace import Workspace
 
 WORKSPACE = Workspace.find()
 MEMBERS = {member.name: member for member in WORKSPACE.members}
-FOUNDATION = {"core", "metrics", "study", "testing"}
+FOUNDATION = {"core", "metrics", "stats", "study", "testing"}
 VERSION = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)(\[[^\]]*\])?(?P<bounds>[^;]*)")
 
 
@@ -55,10 +54,8 @@ def test_approach_is_complete(name):
 
 def test_every_member_has_its_sessions(root):
     nox = Path(sys.executable).with_name("nox")
-    listed = subprocess.run(
-        [nox, "-l", "--json"], cwd=root, capture_output=True, text=True, check=True
-    )
-    sessions = {entry["session"] for entry in json.loads(listed.stdout)}
+    listed = subprocess.run([nox, "-l"], cwd=root, capture_output=True, text=True, check=True)
+    sessions = set(re.findall(r"^[*-] (\S+)", listed.stdout, re.MULTILINE))
     assert {member.session for member in WORKSPACE.approaches} <= sessions
     assert {f"tests-{environment}" for environment in WORKSPACE.environments} <= sessions
     assert {"prepare", "evaluate", "tests", "slow", "lint", "types"} <= sessions
@@ -114,6 +111,16 @@ def test_catalogue_is_fresh():
     fresh = render([catalogue.infos[member.name] for member in WORKSPACE.approaches])
     shipped = WORKSPACE.root / "packages" / "study" / "src" / "modelfix" / FILE
     assert shipped.read_text() == fresh, "refresh it with `nox -s catalogue`"
+
+
+def test_readme_lists_every_approach(root):
+    readme = (root / "README.md").read_text()
+    for member in WORKSPACE.approaches:
+        info = Catalogue().infos[member.name]
+        folder = member.folder.relative_to(root)
+        row = f"| [{info.title}]({folder}) | {info.abbreviation} | {info.category} |"
+        assert row in readme
+        assert f"`nox -s {member.session}`" in readme
 
 
 def test_layers_name_every_member(root):
