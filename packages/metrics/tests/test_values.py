@@ -42,6 +42,16 @@ def test_values_survive_json():
     assert values[3].definition == "aaod_max/1:x"
 
 
+def test_only_ratios_hold_counts():
+    assert MetricValue.ratio("nfr", 3, 7, "test").counts == (3, 7)
+    for value in (
+        MetricValue.absent("aaod", "no_sensitive_attribute", "test"),
+        MetricValue.mean("aaod", 0.25, 1, "test"),
+    ):
+        with pytest.raises(ModelfixError, match="no ratio of counts"):
+            _ = value.counts
+
+
 def test_damaged_stored_values_are_refused():
     good = MetricValue.ratio("nfr", 3, 7, "test").as_dict()
     for bad in ({}, {**good, "status": "FINE"}, {**good, "more": 1}):

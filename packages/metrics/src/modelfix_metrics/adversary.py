@@ -179,6 +179,7 @@ def _run(attack: Attack, view: "_View", x: Tensor, y: Tensor, starts: Tensor) ->
     attacked = descent.run(seen, view.inputs(x), criterion, epsilon=attack.epsilon)
     with torch.no_grad():
         wrong = predicted(counted(attacked).cpu().numpy()) != y.cpu().numpy()
+    assert descent.zero_gradient is not None, "an attack takes a gradient step at least"
     return Attacked(wrong, descent.zero_gradient.cpu().numpy(), counted.calls)
 
 

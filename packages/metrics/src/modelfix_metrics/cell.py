@@ -90,14 +90,16 @@ def evaluate_record(
     dataset = prepared.dataset(("test",))
     test = dataset["test"]
     attack = attack or AttackOptions(cache=subject.resolve().parent / CACHE_FOLDER)
+    epsilon = prepared.card.attack_epsilon
+    order_seed = seed_for(
+        stage="attack-order",
+        subject=prepared.card.name,
+        repetition=int(content.get("repetition", 1)),
+    )
     settings = {
-        "epsilon": prepared.card.attack_epsilon,
+        "epsilon": epsilon,
         "attacked": attacked,
-        "order_seed": seed_for(
-            stage="attack-order",
-            subject=prepared.card.name,
-            repetition=int(content.get("repetition", 1)),
-        ),
+        "order_seed": order_seed,
         "attack": attack.as_dict(),
     }
     hashes = {
@@ -113,8 +115,8 @@ def evaluate_record(
         fixed,
         test,
         classes=dataset.classes,
-        epsilon=settings["epsilon"],
-        order_seed=settings["order_seed"],
+        epsilon=epsilon,
+        order_seed=order_seed,
         attacked=attacked,
         device=device,
         attack=attack,
@@ -146,11 +148,12 @@ def _read(record: Path) -> dict[str, Any]:
 
 
 def _outcome(record: Path, content: dict[str, Any]) -> Outcome:
+    stated: Any = content.get("outcome")
     try:
-        return Outcome(content.get("outcome"))
+        return Outcome(stated)
     except ValueError:
         raise ModelfixError(
-            f"{record / RECORD_FILE}: its outcome is {content.get('outcome')!r}; expected one of "
+            f"{record / RECORD_FILE}: its outcome is {stated!r}; expected one of "
             f"{', '.join(Outcome)}; run the fix again."
         ) from None
 

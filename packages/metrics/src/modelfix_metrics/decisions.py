@@ -135,20 +135,15 @@ def check_identity(
     ModelfixError
         If ``accuracy' = accuracy + RR W / N - NFR`` is violated.
     """
-    n = before.denominator
-    counts_agree = before.numerator + repaired.numerator - regressed.numerator == after.numerator
-    wrong_before = n - before.numerator
+    (right_before, n), (right_after, n_after) = before.counts, after.counts
+    (repairs, wrong_before), (regressions, n_regressed) = repaired.counts, regressed.counts
     if (
-        not counts_agree
-        or repaired.denominator != wrong_before
-        or {
-            after.denominator,
-            regressed.denominator,
-        }
-        != {n}
+        right_before + repairs - regressions != right_after
+        or wrong_before != n - right_before
+        or {n_after, n_regressed} != {n}
     ):
         raise ModelfixError(
-            f"the values contradict each other: {before.numerator} right before, "
-            f"{repaired.numerator} of {repaired.denominator} repaired and {regressed.numerator} "
-            f"regressed do not give {after.numerator} right of {n}; evaluate the record again."
+            f"the values contradict each other: {right_before} right before, {repairs} of "
+            f"{wrong_before} repaired and {regressions} regressed do not give {right_after} right "
+            f"of {n}; evaluate the record again."
         )

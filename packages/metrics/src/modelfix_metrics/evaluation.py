@@ -78,9 +78,9 @@ class Evaluation:
     def outcome_on_test(self) -> Outcome:
         """CORRUPTED if accuracy on these inputs fell by more than 10 points, else FIXED."""
         before = next(value for value in self.original if value.metric == "accuracy")
-        fallen = before.numerator - self["accuracy"].numerator
+        (right_before, inputs), (right_after, _) = before.counts, self["accuracy"].counts
         # In integers: 0.8 - 0.7 is more than 0.1 in floating point.
-        corrupted = 100 * fallen > CORRUPTED_POINTS * before.denominator
+        corrupted = 100 * (right_before - right_after) > CORRUPTED_POINTS * inputs
         return Outcome.CORRUPTED if corrupted else Outcome.FIXED
 
     def as_dict(self) -> dict[str, Any]:

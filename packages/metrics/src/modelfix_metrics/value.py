@@ -150,6 +150,22 @@ class MetricValue:
         """Return NaN because what the metric needs is not there."""
         return _value(metric, split, value=math.nan, status=Status.ABSENT, reason=reason, **further)
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """Numerator and denominator of a ratio of counts.
+
+        Raises
+        ------
+        ModelfixError
+            If the value is no ratio of counts.
+        """
+        if not isinstance(self.numerator, int) or self.denominator is None:
+            raise ModelfixError(
+                f"{self.metric} on the {self.split} split is no ratio of counts (status "
+                f"{self.status}); evaluate the record again."
+            )
+        return self.numerator, self.denominator
+
     def with_warnings(self, warnings: tuple[str, ...]) -> "MetricValue":
         """Return a copy with further warnings."""
         return replace(self, warnings=self.warnings + warnings)
