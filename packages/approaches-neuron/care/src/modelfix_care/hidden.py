@@ -33,7 +33,7 @@ class Hidden:
     def folded(
         self, model: Model, neurons: np.ndarray, factors: np.ndarray
     ) -> dict[str, np.ndarray]:
-        """Return the weights that scale the neurons' values (section "Writing the patch").
+        """Return the weights that scale the neurons' values.
 
         Parameters
         ----------
