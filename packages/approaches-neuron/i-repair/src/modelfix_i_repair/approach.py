@@ -128,10 +128,12 @@ class IRepair(Approach):
         leading, best = None, 0.0
         for gamma in self.config.gamma:
             for candidate in run.repair(gamma):
-                if candidate.validation_accuracy >= best:
+                accuracy = candidate.validation_accuracy
+                assert accuracy is not None, "every candidate is measured as it is made"
+                if accuracy >= best:
                     if leading != gamma:
                         yield run.localise(gamma)
-                    leading, best = gamma, candidate.validation_accuracy
+                    leading, best = gamma, accuracy
                 yield candidate
 
 
