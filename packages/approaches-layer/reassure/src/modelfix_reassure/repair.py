@@ -70,12 +70,15 @@ class Repair:
             yield Candidate(weights={})
             return
         best: Candidate | None = None
+        highest = 0.0
         for count in self._counts():
             network, solved = self._network(count)
             for n in sorted(self.config.n):
                 candidate = self._candidate(PatchNetwork(self.block, *network, n), solved)
-                if best is None or candidate.validation_accuracy >= best.validation_accuracy:
-                    best = candidate
+                accuracy = candidate.validation_accuracy
+                assert accuracy is not None, "every candidate is measured as it is made"
+                if accuracy >= highest:
+                    best, highest = candidate, accuracy
                 yield candidate
         self._log_guarantees(best)
 
@@ -175,7 +178,7 @@ class Repair:
         finally:
             # What still runs ends by its own limit; nobody waits for it.
             executor.shutdown(wait=False, cancel_futures=True)
-        return {int(r): self._solved[r] for r in chosen if self._solved[r] is not None}
+        return {int(r): patch for r in chosen if (patch := self._solved[r]) is not None}
 
     @cached_property
     def _solved(self) -> dict[int, np.ndarray | None]:
