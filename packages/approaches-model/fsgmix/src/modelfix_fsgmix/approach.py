@@ -142,6 +142,8 @@ class FSGMix(Approach):
     def candidates(self, task: Task) -> Iterator[Candidate]:
         """Yield the original model, then one candidate for each epoch of each learning rate."""
         task.progress(0, 1, "starting")
+        train = task.train
+        assert train is not None, "`check` refuses tasks without training images"
         with task.timing("conversion"):
             from modelfix_core.torch import load
 
@@ -151,7 +153,7 @@ class FSGMix(Approach):
             net = load(task.model, task.device)
         guidance = guide(
             task.model,
-            task.train,
+            train,
             task.repair,
             self.config,
             seed=task.seed,

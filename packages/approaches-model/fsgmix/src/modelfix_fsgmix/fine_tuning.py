@@ -87,8 +87,9 @@ def repair(
     A rate is given up when the validation loss is worse than the original's after two epochs and
     still rising.
     """
-    shots = task.repair.select(guidance.shots)
-    split = joined(task.train, shots) if config.include_failures else task.train
+    train, shots = task.train, task.repair.select(guidance.shots)
+    assert train is not None, "`FSGMix.check` refuses tasks without training images"
+    split = joined(train, shots) if config.include_failures else train
     views = views_of(config, guidance, shots, task.device)
     net.reset()
     original_loss, _ = validate(net, Feed(task.validation, task.device))
