@@ -7,6 +7,7 @@ Source: Hendrycks et al., "AugMix", ICLR 2020.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -316,10 +317,10 @@ class Mixing:
     spread: float = 0.15
 
     @classmethod
-    def uniform(cls, shape: Sequence[int], **options: object) -> "Mixing":
+    def uniform(cls, shape: Sequence[int], **options: Any) -> "Mixing":
         """Return plain AugMix on images of `shape`: all variants alike."""
         found = variants(shape)
-        return cls(found, (1 / len(found),) * len(found), **options)  # type: ignore[arg-type]
+        return cls(found, (1 / len(found),) * len(found), **options)
 
 
 def views(
