@@ -148,7 +148,7 @@ class Model:
     def input_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of an input image."""
         dims = self._proto.graph.input[0].type.tensor_type.shape.dim
-        # The profile has exactly these axes after the batch; a tuple's length is beyond the checker.
+        # The profile has these three axes after the batch; the checker cannot see the length.
         return tuple(d.dim_value for d in dims[1:])  # type: ignore[return-value]
 
     @cached_property
