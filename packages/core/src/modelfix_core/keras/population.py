@@ -27,6 +27,7 @@ from modelfix_core.population import DEFAULT_MEMORY, Patch, Scores
 CANDIDATES = 32  # of one pass; fixed, so that a candidate's scores do not depend on its company
 CHUNK = 64 * 1024**2  # bytes of one pass on a CPU: larger ones only leave its caches
 CHUNK_GPU = 1024**3
+FEW = 32  # rows of a product: with no more, spreading its matrix is cheaper than its result
 ELEMENTWISE = {
     keras.layers.Add: tf.add,
     keras.layers.Subtract: tf.subtract,
@@ -355,9 +356,25 @@ class _Pass:
 
     def _change(self, edit: Edit, name: str) -> tf.Tensor:
         """Return the change of all units of a dense layer whose input differs by candidate."""
-        columns = edit.columns(self._widened(name, None).values)
-        product = tf.matmul(columns, edit.change(self.population))
-        return self._spread(product, edit.units, edit.layer.units)
+        columns = self._picked(name, edit.channels)
+        change = edit.change(self.population)
+        if len(edit.channels) <= FEW:
+            return tf.matmul(columns, self._spread(change, edit.units, edit.layer.units))
+        return self._spread(tf.matmul(columns, change), edit.units, edit.layer.units)
+
+    def _picked(self, name: str, channels: np.ndarray) -> tf.Tensor:
+        """Return some channels (ascending) of a touched tensor; untouched ones from the base."""
+        x = self.touched[name]
+        if x.channels is None:
+            return tf.gather(x.values, channels, axis=-1)
+        touched = np.isin(channels, x.channels)
+        own = tf.gather(x.values, np.searchsorted(x.channels, channels[touched]), axis=-1)
+        if touched.all():
+            return own
+        rest = self.base.channels(name, channels[~touched])
+        rest = tf.broadcast_to(rest, (self.count, *rest.shape))
+        order = np.argsort(np.concatenate([channels[touched], channels[~touched]]))
+        return tf.gather(tf.concat([own, rest], axis=-1), order, axis=-1)
 
     def _spread(self, change: tf.Tensor, units: np.ndarray, width: int) -> tf.Tensor:
         """Give `change`, which has some units, all units; the others do not change."""
