@@ -180,8 +180,9 @@ for _environment in WORKSPACE.environments.values():
 def tools(session: nox.Session) -> Path:
     """Install the development tools beside the session and return their folder."""
     folder = ROOT / ".modelfix" / "environments" / "dev"
-    marker = folder / "lock.txt"
-    if not marker.exists() or marker.read_text() != DEVELOPMENT.read_text():
+    marker = folder / "made-of.txt"
+    made_of = "\n".join([*(member.name for member in WORKSPACE.members), DEVELOPMENT.read_text()])
+    if not marker.exists() or marker.read_text() != made_of:
         uv = find_uv()
         session.run(
             uv, "venv", "-q", "--clear", "--no-project", "--python", sys.executable, str(folder)
@@ -191,7 +192,7 @@ def tools(session: nox.Session) -> Path:
         session.run(*install, "--require-hashes", "-r", str(DEVELOPMENT))
         editable = [part for member in WORKSPACE.members for part in ("-e", str(member.folder))]
         session.run(*install, "--no-deps", *editable)
-        shutil.copy(DEVELOPMENT, marker)
+        marker.write_text(made_of)
     return folder / "bin"
 
 

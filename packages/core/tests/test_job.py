@@ -197,6 +197,11 @@ class Slow(Approach):
 """
 
 
+def listen_to_interrupts():
+    """A test run in the background ignores interrupts; what it starts would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.fixture
 def start(tmp_path, subject):
     """Return a function that starts a job of an installed approach as a process."""
@@ -213,6 +218,7 @@ def start(tmp_path, subject):
             [sys.executable, "-m", "modelfix_core.job", str(job.save())],
             env=os.environ | {"PYTHONPATH": str(site)},
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=listen_to_interrupts,
         )  # fmt: skip
         started.append(process)
         return process

@@ -145,7 +145,10 @@ prepare(CATALOGUE["fashion-mini-lenet5"].model_copy(update={"recipe": slow}), sy
 )
 def test_a_run_that_is_ended_leaves_no_subject_and_the_next_one_works(tmp_path, end):
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path)], stderr=subprocess.PIPE
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        # A test run in the background ignores interrupts; what it starts would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     first_epoch = tmp_path / ".fashion-mini-lenet5.partial" / "history" / "epoch-01.onnx"
     deadline = time.monotonic() + 120
