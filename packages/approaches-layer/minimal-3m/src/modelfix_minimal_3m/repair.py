@@ -67,8 +67,10 @@ class Repair:
             )
         best = -1.0
         for candidate in self._sweep():
-            if candidate.validation_accuracy > best:
-                best = candidate.validation_accuracy
+            accuracy = candidate.validation_accuracy
+            assert accuracy is not None, "the sweep measures every candidate"
+            if accuracy > best:
+                best = accuracy
                 yield candidate
         if best < 0:
             raise Failure("; ".join(dict.fromkeys(self.reasons)))

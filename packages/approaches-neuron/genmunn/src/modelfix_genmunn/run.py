@@ -115,7 +115,7 @@ def search(
 
     fitness = Fitness(net, patches, data, memory_of(task), progress)
     validation = Population(net, patches, task.validation, memory=memory_of(task))
-    best, seen = original.validation_accuracy, mutation.original
+    best, seen = original.validation_accuracy or 0.0, mutation.original
     while not algorithm.finished:
         variants, _ = algorithm.ask()
         algorithm.tell(fitness(variants))
@@ -126,8 +126,10 @@ def search(
         if validation.evaluate(seen[None]).right.mean() <= best:
             continue
         candidate = propose_variant(task, patches, algorithm, len(data))
-        if candidate.validation_accuracy > best:
-            best = candidate.validation_accuracy
+        accuracy = candidate.validation_accuracy
+        assert accuracy is not None, "every proposal is measured"
+        if accuracy > best:
+            best = accuracy
             yield candidate
 
 
