@@ -123,13 +123,20 @@ def _print_files(console: Console, cell: "Cell") -> None:
     if record.reason:
         console.print(f"repetition {record.repetition}: {record.reason}", highlight=False)
     reused = " (complete already, reused)" if cell.reused else ""
-    console.print(f"record: {cell.folder / 'record.json'}{reused}", soft_wrap=True, highlight=False)
+    folder = _from_here(cell.folder)
+    console.print(f"record: {folder / 'record.json'}{reused}", soft_wrap=True, highlight=False)
     for file, what in (("fixed.onnx", "fixed model"), ("predictions.parquet", "predictions")):
         if (cell.folder / file).exists():
-            console.print(f"{what}: {cell.folder / file}", soft_wrap=True, highlight=False)
+            console.print(f"{what}: {folder / file}", soft_wrap=True, highlight=False)
     for value in (record.evaluation or {}).get("metrics", {}).values():
         for warning in value["warnings"]:
             console.print(f"[yellow]note:[/] {value['metric']}: {warning}", highlight=False)
+
+
+def _from_here(path: Path) -> Path:
+    """Return `path` as seen from the working directory, where it lies below it."""
+    here = Path.cwd()
+    return path.relative_to(here) if path.is_relative_to(here) else path
 
 
 # -- the columns of a comparison -------------------------------------------------------------------
