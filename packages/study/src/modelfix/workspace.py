@@ -35,15 +35,17 @@ class Environment:
     def tests(self) -> list[str]:
         """Arguments for pytest: ``tests/<part>`` for environment ``<member>-<part>``."""
         folder = self.member.folder / "tests"
-        others = [env.name for env in self.member.environments if env.name != self.name]
         part = _part(self.name, self.member.name)
         if part:
             return [str(folder / part)]
-        return [str(folder), *(f"--ignore={folder / _part(o, self.member.name)}" for o in others)]
+        parts = [_part(env.name, self.member.name) for env in self.member.environments]
+        return [str(folder), *(f"--ignore={folder / other}" for other in parts if other)]
 
 
 def _part(environment: str, member: str) -> str:
-    return environment.removeprefix(member).removeprefix("-")
+    """Return ``torch`` for ``core-torch``; nothing for a member's main environment."""
+    prefix = f"{member}-"
+    return environment.removeprefix(prefix) if environment.startswith(prefix) else ""
 
 
 @dataclass(frozen=True)

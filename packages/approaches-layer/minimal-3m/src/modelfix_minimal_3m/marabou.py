@@ -57,11 +57,6 @@ class Marabou:
         solver: Solver,
         memory: int,
     ) -> None:
-        if importlib.util.find_spec("maraboupy") is None:
-            raise Failure(
-                "engine 'marabou' needs the package maraboupy (Python 3.11): install "
-                "modelfix-minimal-3m[verify], or choose engine 'lp_lazy', which needs nothing more"
-            )
         self.layers = layers
         self.h, self.y = h, y
         self.norm, self.margin = norm, margin
@@ -74,7 +69,14 @@ class Marabou:
         Raises
         ------
         Infeasible, Unsolved
+        Failure
+            If Marabou is not installed.
         """
+        if importlib.util.find_spec("maraboupy") is None:
+            raise Failure(
+                "engine 'marabou' needs the package maraboupy (Python 3.11): install "
+                "modelfix-minimal-3m[verify], or choose engine 'lp_lazy', which needs nothing more"
+            )
         best = self.query(count, self.limit)
         if best is None:
             raise Infeasible
