@@ -251,6 +251,7 @@ def benchmarks(session: nox.Session) -> None:
     """Measure speed as ratios against a baseline in one run: all, or those named after `--`."""
     out = ROOT / ".modelfix" / "benchmarks"
     out.mkdir(parents=True, exist_ok=True)
+    modelfix(session, "prepare", "fashion-mini-lenet5", "--home", str(ROOT / "results"))
     for script in sorted((ROOT / "benchmarks").glob("bench_*.py")):
         if session.posargs and script.stem.removeprefix("bench_") not in session.posargs:
             continue

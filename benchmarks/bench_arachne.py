@@ -25,6 +25,8 @@ from modelfix_core.search.differential_evolution import draw
 from modelfix_core.seeds import generator
 from modelfix_core.subject import Subject
 
+SUBJECT = Path(__file__).resolve().parents[1] / "results" / "subjects" / "fashion-mini-lenet5"
+
 CONFIG = Arachne().config
 PATIENCE = max(10, CONFIG.generations // 10)
 BASELINE_GENERATIONS = 2
@@ -126,9 +128,7 @@ def measure(folder: Path, layers: str, conv_fi: str) -> dict:
 
 def main() -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--subject", type=Path, default=Path("subjects/fashion-mini-lenet5"), help="its folder"
-    )
+    parser.add_argument("--subject", type=Path, default=SUBJECT, help="its folder")
     parser.add_argument("--all", action="store_true", help="also a front with convolutions")
     parser.add_argument("--json", type=Path, help="write JSON lines to this file")
     options = parser.parse_args()

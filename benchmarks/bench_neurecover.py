@@ -25,6 +25,8 @@ from modelfix_neurecover.history import compare
 from modelfix_neurecover.localisation import localise
 from modelfix_neurecover.repair import Fitness, fitness, start
 
+SUBJECT = Path(__file__).resolve().parents[1] / "results" / "subjects" / "fashion-mini-lenet5"
+
 CONFIG = NeuRecover().config
 BASELINE_ITERATIONS = 3
 SEED = 0
@@ -117,9 +119,7 @@ def measure(folder: Path, max_weights: int | None) -> dict:
 
 def main() -> list[dict]:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--subject", type=Path, default=Path("subjects/fashion-mini-lenet5"), help="its folder"
-    )
+    parser.add_argument("--subject", type=Path, default=SUBJECT, help="its folder")
     parser.add_argument("--json", type=Path, help="write JSON lines to this file")
     options = parser.parse_args()
     results = []
