@@ -4,6 +4,7 @@ from modelfix_core import (
     Budget,
     Candidate,
     Dataset,
+    Evidence,
     Failure,
     ModelfixError,
     Outcome,
@@ -166,3 +167,19 @@ def test_options_are_checked(nudge):
         nudge(steps="many")
     with pytest.raises(ModelfixError, match="no preset 'best'"):
         nudge("best")
+
+
+def test_evidence_is_kept_the_later_of_one_name_wins(model, dataset, nudge):
+    first = Evidence("proofs", "What was proven.", {"sample": [1, 2], "holds": [True, False]})
+    later = Evidence("proofs", "What was proven.", {"sample": [1, 2], "holds": [True, True]})
+    approach = proposing(nudge, first, Candidate(weights={}), later)
+    assert list(run(approach, task_of(model, dataset)).evidence) == [later]
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("../up", {"a": [1]}), ("Upper", {"a": [1]}), ("good", {"a": [1], "b": [1, 2]}), ("good", {})],
+)
+def test_evidence_is_well_formed(name, columns):
+    with pytest.raises(ValueError, match="evidence"):
+        Evidence(name, "A summary.", columns)

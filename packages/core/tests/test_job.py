@@ -6,10 +6,10 @@ import sys
 
 import pyarrow.parquet as pq
 import pytest
-from modelfix_core import Model, ModelfixError, Outcome
+from modelfix_core import Evidence, Model, ModelfixError, Outcome
 from modelfix_core import job as job_module
 from modelfix_core.job import Job, run_job
-from modelfix_core.record import Record
+from modelfix_core.record import Record, load_evidence
 from modelfix_core.subject import Subject, SubjectCard, data_hash
 
 
@@ -81,6 +81,25 @@ def test_record_folder_is_complete(make_job, subject):
     table = pq.read_table(job.record / "localisation.parquet").to_pylist()
     assert table == [{"kind": "neuron", "layer": "fc2", "index": 0, "score": 1.0, "rank": 1}]
     assert record.provenance["versions"]["numpy"]
+
+
+def test_evidence_is_stored_and_read_back(make_job, nudge, monkeypatch):
+    shown = Evidence("clusters", "Failures alike.", {"cluster": [0, 0, 1], "sample": [4, 7, 9]})
+
+    class Showing(nudge):
+        def candidates(self, task):
+            yield shown
+            yield from super().candidates(task)
+
+    monkeypatch.setattr(job_module.Registry, "load", lambda self, name: Showing)
+    job = make_job()
+    run_job(job)
+    (again,) = load_evidence(job.record)
+    assert (again.name, again.summary) == (shown.name, shown.summary)
+    assert {name: list(column) for name, column in again.columns.items()} == shown.columns
+    (job.record / "evidence" / "clusters.parquet").write_bytes(b"broken")
+    with pytest.raises(ModelfixError, match=r"clusters\.parquet.*damaged"):
+        load_evidence(job.record)
 
 
 def test_same_command_reuses_and_a_changed_one_does_not(make_job):

@@ -1,5 +1,6 @@
 """The contract between an approach and everything else."""
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,32 @@ class Localisation:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """A table that an approach shows for its work: proofs, clusters of failures, growth.
+
+    Attributes
+    ----------
+    name : str
+        Lower-case letters, digits and ``-``; names the file ``evidence/<name>.parquet``.
+    summary : str
+        One sentence that a person reads above the table.
+    columns : mapping of str to sequence
+        Columns of one length, of numbers, booleans or text. A column ``sample`` holds ids as in
+        `Split.ids`, so that the images can be shown; a column ``cluster`` groups them.
+    """
+
+    name: str
+    summary: str
+    columns: Mapping[str, Sequence[Any] | np.ndarray]
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", self.name):
+            raise ValueError(f"evidence cannot be named {self.name!r}")
+        if len({len(column) for column in self.columns.values()}) != 1:
+            raise ValueError(f"the columns of evidence {self.name!r} differ in length")
+
+
+@dataclass(frozen=True)
 class Budget:
     """Limits of one run: `seconds` of work and `memory` in bytes; None is no limit."""
 
@@ -265,8 +292,11 @@ class Approach(ABC):
         """Raise `Unadaptable` with the reason if the task does not fit; reads the graph only."""
 
     @abstractmethod
-    def candidates(self, task: Task) -> Iterator[Candidate | Localisation]:
-        """Yield the localisation, where there is one, and then better and better candidates."""
+    def candidates(self, task: Task) -> Iterator[Candidate | Localisation | Evidence]:
+        """Yield the localisation, where there is one, and then better and better candidates.
+
+        Evidence may be yielded at any point; of two of one name the later one is kept.
+        """
 
 
 def _explain(approach: Approach, error: ValidationError) -> str:

@@ -13,6 +13,7 @@ from modelfix_core.approach import (
     Approach,
     Budget,
     Candidate,
+    Evidence,
     Localisation,
     Outcome,
     Reporter,
@@ -41,6 +42,8 @@ class Fixing:
     model : Model or None
         The fixed model; None for FAILURE and UNADAPTABLE.
     localisation : Localisation or None
+    evidence : sequence of Evidence
+        What the approach shows for its work.
     candidates : sequence of dict
         Step, validation accuracy and values of every candidate, in order.
     best : int or None
@@ -55,6 +58,7 @@ class Fixing:
     reason: str | None = None
     model: Model | None = None
     localisation: Localisation | None = None
+    evidence: Sequence[Evidence] = ()
     candidates: Sequence[dict] = ()
     best: int | None = None
     validation_accuracy: dict[str, float] = field(default_factory=dict)
@@ -191,6 +195,7 @@ class _Selection:
         self.task = task
         self.on_candidate = on_candidate
         self.localisation: Localisation | None = None
+        self.evidence: dict[str, Evidence] = {}
         self.entries: list[dict] = []
         self.best: int | None = None
         self.best_candidate: Candidate | None = None
@@ -218,6 +223,8 @@ class _Selection:
                 return
             if isinstance(proposal, Localisation):
                 self.localisation = proposal
+            elif isinstance(proposal, Evidence):
+                self.evidence[proposal.name] = proposal
             else:
                 self._add(proposal)
 
@@ -242,8 +249,7 @@ class _Selection:
 
     def finish(self, reason: str | None, corrupted: str) -> Fixing:
         if self.best_candidate is None or self.best is None:
-            why = reason or "the approach proposed no candidate"
-            return Fixing(Outcome.FAILURE, why, None, self.localisation, seconds=self.seconds)
+            return self._failure(reason or "the approach proposed no candidate")
         start = perf_counter()
         model = self.best_candidate.apply(self.task.model)
         before = self.task.model.accuracy(self.task.validation)
@@ -252,7 +258,7 @@ class _Selection:
         self.selecting += perf_counter() - start
         problem = self._disagreement(after) or _broken(logits)
         if problem:
-            return Fixing(Outcome.FAILURE, problem, None, self.localisation, seconds=self.seconds)
+            return self._failure(problem)
         limit = CORRUPTED_POINTS * (before if corrupted == "relative" else 1.0)
         outcome = Outcome.FIXED
         if before - after > limit:
@@ -264,10 +270,17 @@ class _Selection:
             reason,
             model,
             self.localisation,
+            list(self.evidence.values()),
             self.entries,
             self.best,
             {"before": before, "after": after},
             self.seconds,
+        )
+
+    def _failure(self, reason: str) -> Fixing:
+        evidence = list(self.evidence.values())
+        return Fixing(
+            Outcome.FAILURE, reason, None, self.localisation, evidence, seconds=self.seconds
         )
 
     def _disagreement(self, after: float) -> str | None:

@@ -34,6 +34,7 @@ from modelfix_core.record import (
     check_fixed,
     peak_memory,
     provenance,
+    save_evidence,
     save_localisation,
 )
 from modelfix_core.registry import Registry
@@ -227,6 +228,8 @@ def _finish(job: Job, record: Record, fixing: Fixing, subject: Subject) -> Recor
             record.hashes["fixed"] = fixed.hash
         if fixing.localisation is not None:
             save_localisation(fixing.localisation, job.partial / "localisation.parquet")
+        for evidence in fixing.evidence:
+            save_evidence(evidence, job.partial)
         shutil.rmtree(job.partial / "checkpoint", ignore_errors=True)
         record.save(job.partial)
         replace_folder(job.partial, job.record)

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from modelfix_core.approach import Approach, Localisation, Outcome
+from modelfix_core.approach import Approach, Evidence, Localisation, Outcome
 from modelfix_core.errors import ModelfixError
 from modelfix_core.files import atomic_path, write_text
 from modelfix_core.model import Model
 
 FILE = "record.json"
+EVIDENCE_FOLDER = "evidence"
+SUMMARY = "summary"
 TRACKED = ("modelfix", "numpy", "onnx", "onnxruntime", "torch", "tensorflow", "keras", "highspy")
 
 
@@ -161,6 +163,34 @@ def save_localisation(localisation: Localisation, path: Path) -> None:
     )
     with atomic_path(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def save_evidence(evidence: Evidence, folder: Path) -> None:
+    """Write ``evidence/<name>.parquet`` into `folder`; the summary is in the file's metadata."""
+    table = pa.table({name: pa.array(column) for name, column in evidence.columns.items()})
+    table = table.replace_schema_metadata({SUMMARY: evidence.summary})
+    with atomic_path(Path(folder) / EVIDENCE_FOLDER / f"{evidence.name}.parquet") as temporary:
+        pq.write_table(table, temporary)
+
+
+def load_evidence(folder: Path) -> list[Evidence]:
+    """Read all evidence of a record folder, by name.
+
+    Raises
+    ------
+    ModelfixError
+        If a file is damaged.
+    """
+    found = []
+    for path in sorted((Path(folder) / EVIDENCE_FOLDER).glob("*.parquet")):
+        try:
+            table = pq.read_table(path)
+        except (pa.ArrowException, OSError) as error:
+            raise ModelfixError(f"{path}: is damaged; delete its folder and run again.") from error
+        summary = (table.schema.metadata or {}).get(SUMMARY.encode(), b"").decode()
+        columns = {name: table[name].to_pylist() for name in table.column_names}
+        found.append(Evidence(path.stem, summary, columns))
+    return found
 
 
 def check_fixed(

@@ -1,0 +1,1 @@
+"""Apricot for modelfix: weights move towards submodels that are right, between retraining."""

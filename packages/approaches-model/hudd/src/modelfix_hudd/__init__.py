@@ -1,0 +1,1 @@
+"""HUDD for modelfix: heatmaps of failures clustered into root causes that guide retraining."""

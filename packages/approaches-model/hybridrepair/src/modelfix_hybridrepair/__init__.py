@@ -1,0 +1,1 @@
+"""HybridRepair for modelfix: few labels, spread over clusters, and semi-supervised fine-tuning."""

@@ -1,0 +1,1 @@
+"""DISTRREP for modelfix: per-class repairs by Arachne, merged by risk-aware search."""

@@ -1,0 +1,1 @@
+"""INNER for modelfix: probes read each depth, routing marks the weights that are trained."""

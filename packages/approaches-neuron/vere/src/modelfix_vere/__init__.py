@@ -1,0 +1,1 @@
+"""VeRe for modelfix: linear relaxation finds the neuron whose repair promises most."""
