@@ -78,6 +78,8 @@ class ApproachInfo:
         True if the seed changes nothing.
     certainty : str
         How well the algorithm is known: ``code``, ``paper`` or ``study-text``.
+    localises : bool
+        True if it says which weights, neurons or layers are to blame.
     """
 
     name: str
@@ -90,6 +92,7 @@ class ApproachInfo:
     needs: frozenset[Need]
     deterministic: bool = False
     certainty: str = "code"
+    localises: bool = False
 
 
 class ApproachConfig(BaseModel):

@@ -1,6 +1,7 @@
 """Standard tests for approaches, a tiny subject and models with planted faults."""
 
-from modelfix_testing.planted import PlantedFault, plant, rank_of_planted
+from modelfix_core.planting import PlantedFault, plant, rank_of_planted
+
 from modelfix_testing.standard import ApproachStandardTests
 from modelfix_testing.tiny import layerless_model, mlp, tiny_dataset, tiny_subject, tiny_task
 
