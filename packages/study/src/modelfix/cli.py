@@ -286,6 +286,89 @@ def evaluate(
 
 
 @app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Record folder (runs/SUBJECT/ENTRANT/N).")],
+    most: Annotated[int, typer.Option(min=1, help="Rows shown of each table.")] = 20,
+    pictures: Annotated[bool, typer.Option(help="Draw the pictures.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what was blamed and what was changed, with the approach's evidence and pictures.
+
+    The pictures lie in RUN/explanation: the blamed and changed weights, test inputs that are newly
+    right and newly wrong, and a contact sheet for each evidence about images.
+    """
+    from modelfix import tables
+    from modelfix.explanation import Explanation
+    from modelfix.pictures import draw_all
+
+    explanation = Explanation(run)
+    drawn = draw_all(explanation, run / "explanation") if pictures else []
+    if as_json:
+        content = {**explanation.as_dict(most), "pictures": [str(path) for path in drawn]}
+        _print_json(content)
+    else:
+        tables.explanation(explanation, most, drawn)
+
+
+@app.command()
+def plant(
+    subject: SubjectOption = DEFAULT_SUBJECT,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer to disturb; default the one before the last.")
+    ] = None,
+    weights: Annotated[int, typer.Option(min=1, help="How many weights to disturb.")] = 1,
+    broken: Annotated[
+        str, typer.Option(help="Share of the right inputs that must break at least.")
+    ] = "5%",
+    seed: Annotated[int, typer.Option(help="Of the choice of weights.")] = 0,
+    home: HomeOption = HOME,
+) -> None:
+    """Plant a known fault in a subject's model, so that localisation can be scored."""
+    planted = _plant(Path(home), subject, layer, weights, broken, seed)
+    print(f"{planted.folder}")
+
+
+@app.command()
+def localise(
+    subject: SubjectOption = DEFAULT_SUBJECT,
+    approach: Annotated[
+        list[str] | None,
+        typer.Option("--approach", "-a", help="Default: every approach that localises."),
+    ] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="Layer to disturb; default the one before the last.")
+    ] = None,
+    weights: Annotated[int, typer.Option(min=1, help="How many weights to disturb.")] = 1,
+    broken: Annotated[
+        str, typer.Option(help="Share of the right inputs that must break at least.")
+    ] = "5%",
+    seed: Annotated[int, typer.Option(help="Of the choice of weights and of the fixing.")] = 0,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    seconds: Annotated[
+        float | None, typer.Option("--time-limit", help="Seconds for each approach.")
+    ] = None,
+    home: HomeOption = HOME,
+    as_json: JsonOption = False,
+) -> None:
+    """Plant a fault and score what each approach blames: ranks and precision at k."""
+    from modelfix import blame, cells, tables
+    from modelfix.catalogue import Catalogue
+    from modelfix.runtimes import Runtimes
+
+    infos = blame.localising(Catalogue(), approach)
+    planted = _plant(Path(home), subject, layer, weights, broken, seed)
+    place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
+    rows = [
+        blame.score(place, runtimes, planted, info.name, seed=seed, device=device, seconds=seconds)
+        for info in infos
+    ]
+    if as_json:
+        _print_json(rows)
+    else:
+        tables.blame(rows, planted.card)
+
+
+@app.command()
 def compare(
     old: Annotated[Path, typer.Argument(help="The model in use (ONNX).")],
     new: Annotated[Path, typer.Argument(help="The model that may replace it (ONNX).")],
@@ -359,6 +442,23 @@ def _load_subject(home: Path, subject: str) -> Any:
     if not (folder / cells.PREPARED).exists():
         cells.prepare(place, Runtimes(), named(subject).name)
     return Subject.load(folder)
+
+
+def _plant(
+    home: Path, subject: str, layer: str | None, weights: int, broken: str, seed: int
+) -> Any:
+    """Return the subject with the planted fault, made if need be."""
+    from modelfix_core.subjects.planted import prepare_planted
+
+    from modelfix import gate
+
+    return prepare_planted(
+        _load_subject(home, subject),
+        layer=layer,
+        size=weights,
+        broken=gate.parse_share(broken, "--broken"),
+        seed=seed,
+    ).subject
 
 
 def _prepare_own(

@@ -12,9 +12,13 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from modelfix_core.approach import Evidence
+    from modelfix_core.subject import SubjectCard
+
     from modelfix.catalogue import Catalogue
     from modelfix.cells import Cell
     from modelfix.doctor import Finding
+    from modelfix.explanation import Explanation
     from modelfix.gate import Verdict
 
 COLOURS = {
@@ -77,6 +81,107 @@ def findings(found: Sequence["Finding"]) -> None:
     for finding in found:
         table.add_row("[green]ok" if finding.ok else "[red]problem", finding.what, finding.detail)
     _console().print(table)
+
+
+def explanation(found: "Explanation", most: int, drawn: Sequence[Path]) -> None:
+    """Print what was blamed and changed, the evidence, and where the pictures are."""
+    console, record = _console(), found.record
+    reason = f" ({record.reason})" if record.reason else ""
+    console.print(
+        f"[bold]{record.entrant.approach}[/] on {record.subject}, repetition "
+        f"{record.repetition}: [{COLOURS[record.outcome]}]{record.outcome}[/]{reason}"
+    )
+    for table in (_blamed(found, most), _changes(found)):
+        console.print()
+        console.print(table)
+    if found.new_nodes:
+        console.print(f"The fixed model has {found.new_nodes} more nodes than the original.")
+    for evidence in found.evidence:
+        console.print()
+        console.print(_evidence(evidence, most))
+    if drawn:
+        print()
+    for path in drawn:
+        print(f"picture: {path}")
+
+
+def _blamed(found: "Explanation", most: int) -> Table | str:
+    blame = found.localisation
+    if blame is None or not len(blame):
+        return "The approach blamed no weights, neurons or layers."
+    title = f"Blamed {blame.kind}s: {len(blame)}"
+    if len(blame) > most:
+        title += f", the first {most}"
+    columns = ["rank", "layer", "index", "score", "before", "after"]
+    table = _table(title, columns[: 6 if blame.kind == "weight" else 4], [*columns[2:], "rank"])
+    for part in found.blamed(most):
+        cells = [str(part.rank), part.layer, part.index, f"{part.score:.4g}"]
+        if blame.kind == "weight":
+            cells += [_number(part.before), _number(part.after)]
+        table.add_row(*cells)
+    return table
+
+
+def _changes(found: "Explanation") -> Table | str:
+    if found.fixed is None:
+        return "There is no fixed model."
+    if not found.changes:
+        return "No weight of the original model was changed."
+    columns = ["layer", "kind", "values", "changed", "relative change", "largest change"]
+    table = _table("Changed layers", columns, columns[2:])
+    for change in found.changes:
+        table.add_row(
+            change.layer,
+            change.kind,
+            f"{change.weights:,}",
+            f"{change.changed:,}",
+            f"{change.relative:.2%}",
+            f"{change.largest:.4g}",
+        )
+    return table
+
+
+def _evidence(evidence: "Evidence", most: int) -> Table:
+    rows = len(next(iter(evidence.columns.values())))
+    title = f"{evidence.name}: {evidence.summary}"
+    if rows > most:
+        title += f" ({rows} rows, the first {most})"
+    numbers = [
+        name
+        for name, column in evidence.columns.items()
+        if len(column) and isinstance(column[0], int | float)
+    ]
+    table = _table(title, evidence.columns, numbers)
+    for values in list(zip(*evidence.columns.values(), strict=True))[:most]:
+        table.add_row(*(_number(v) if isinstance(v, float) else str(v) for v in values))
+    return table
+
+
+def blame(rows: Sequence[dict], card: "SubjectCard") -> None:
+    """Print how well each approach found the planted fault."""
+    cuts = sorted({k for row in rows if row["score"] for k in row["score"]["precision"]})
+    columns = ["approach", "outcome", "blames", "blamed", "possible", "planted", "found"]
+    columns += ["best rank", "mean rank", *(f"precision@{k}" for k in cuts), "RR"]
+    table = _table(card.summary, columns, columns[3:])
+    for row in rows:
+        score = row["score"]
+        if score is None:
+            table.add_row(row["approach"], row["outcome"], row["reason"] or NOTHING)
+            continue
+        table.add_row(
+            row["approach"],
+            row["outcome"],
+            f"{score['kind']}s",
+            *(f"{score[key]:,}" for key in ("blamed", "possible", "planted", "found")),
+            *(f"{score[key]:,.1f}" for key in ("first_rank", "mean_rank")),
+            *(f"{score['precision'][k]:.2f}" if k in score["precision"] else NOTHING for k in cuts),
+            NOTHING if row["repair_rate"] is None else f"{row['repair_rate']:.1%}",
+        )
+    _console().print(table)
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4g}"
 
 
 def verdict(result: "Verdict", old: Path, new: Path) -> None:

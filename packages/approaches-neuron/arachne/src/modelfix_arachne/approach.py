@@ -117,6 +117,7 @@ class Arachne(Approach):
         summary="Pareto front of gradient and forward impact, then differential evolution of the "
         "few weights on it.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION, Need.GRADIENTS}),
+        localises=True,
         certainty="code",
     )
     Config = ArachneConfig

@@ -101,6 +101,7 @@ class Care(Approach):
         summary="Average causal effect of hidden neurons on accuracy, then a particle swarm scales "
         "the few that matter most.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION}),
+        localises=True,
         certainty="code",
     )
     Config = CareConfig

@@ -135,6 +135,7 @@ class GenMuNN(Approach):
         summary="A genetic algorithm over small mutations of the weights that a spectrum blames "
         "(a reconstruction from the abstracts and the study's text).",
         needs=frozenset({Need.TRAIN, Need.VALIDATION, Need.REPAIR}),
+        localises=True,
         certainty="study-text",
     )
     Config = GenMuNNConfig

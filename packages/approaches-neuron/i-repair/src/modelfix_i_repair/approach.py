@@ -92,6 +92,7 @@ class IRepair(Approach):
         summary="Gradient steps on the weights whose influence on the faults outweighs their "
         "influence on what is already right.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION, Need.GRADIENTS}),
+        localises=True,
         certainty="code",
     )
     Config = IRepairConfig

@@ -100,6 +100,7 @@ class NeuRecover(Approach):
         summary="Weights that changed in training and matter for degraded but not for improved "
         "inputs, then a particle swarm over their values.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION, Need.HISTORY, Need.GRADIENTS}),
+        localises=True,
         certainty="code",
     )
     Config = NeuRecoverConfig
