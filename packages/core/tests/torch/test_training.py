@@ -237,3 +237,17 @@ def test_cosine_falls_to_the_final_rate():
 def test_jensen_shannon_in_half_precision_is_finite():
     logits = torch.tensor([[[80.0, 0, 0]], [[0.0, 80, 0]], [[0.0, 0, 80]]], dtype=torch.bfloat16)
     assert float(jensen_shannon(logits)) == pytest.approx(math.log(3), abs=1e-4)
+
+
+def test_training_goes_on_from_the_state_of_its_optimiser():
+    given, recipe = task(), replace(RECIPE, optimizer="adam", learning_rate=0.01)
+    whole = training.Training(load(given.model), given.train, recipe, seed=3)
+    halves = [training.Training(load(given.model), given.train, recipe, seed=3) for _ in range(2)]
+    results = [whole.epoch(number) for number in (1, 2)]
+    assert halves[0].epoch(1) == results[0]
+    halves[1].net.load_state_dict(halves[0].net.state_dict())
+    halves[1].load_state(halves[0].state())
+    assert halves[1].epoch(2) == results[1]
+    assert not whole.net.training
+    for one, other in zip(whole.net.parameters(), halves[1].net.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -3,13 +3,13 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from modelfix_core.approach import Candidate, Task
+from modelfix_core.checkpoint import read_checkpoint, write_checkpoint
 from modelfix_core.dataset import Split
-from modelfix_core.files import atomic_path
 from modelfix_core.population import DEFAULT_MEMORY
 from modelfix_core.seeds import generator, seed_for
 from modelfix_core.torch.bridge import TorchModel
@@ -48,7 +48,9 @@ class FineTuning:
     batch_size : int
     optimizer : {"sgd", "adam"}
     momentum : float
-        Nesterov's, of ``sgd``; 0 is none.
+        Of ``sgd``; 0 is none.
+    nesterov : bool
+        Whether the momentum is Nesterov's.
     weight_decay : float
     schedule : {"cosine", "constant"}
         The learning rate falls with every step, or stays.
@@ -69,6 +71,7 @@ class FineTuning:
     batch_size: int = 128
     optimizer: Literal["sgd", "adam"] = "sgd"
     momentum: float = 0.9
+    nesterov: bool = True
     weight_decay: float = 5e-4
     schedule: Literal["cosine", "constant"] = "cosine"
     final_learning_rate: float = 1e-6
@@ -191,6 +194,106 @@ def recalibrate_batchnorm(net: nn.Module, feed: Feed, order: np.ndarray, size: i
         norm.momentum = momentum
 
 
+class Step(NamedTuple):
+    """One step of the optimiser.
+
+    Attributes
+    ----------
+    loss : Tensor, []
+        What the step descends.
+    right : Tensor, []
+        How many of the images were predicted right.
+    images : int
+        How many there were.
+    """
+
+    loss: Tensor
+    right: Tensor
+    images: int
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What a lesson is given for one epoch.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    module : nn.Module
+        The net in training mode and in the precision of the recipe.
+    draws : callable
+        Gives the generator of a stage, ``draws(stage="order")``: the same whenever this epoch is
+        taught again.
+    report : callable
+        Gets a note; to be called every second or so of work between two steps.
+    """
+
+    number: int
+    module: nn.Module
+    draws: Callable[..., np.random.Generator]
+    report: Callable[[str], None]
+
+
+class Lesson(Protocol):
+    """What a net is taught.
+
+    A lesson holds no state that outlives an epoch, because an interrupted run goes on with the
+    weights of the last finished epoch and nothing else.
+    """
+
+    def __len__(self) -> int:
+        """Return the number of steps of an epoch, as known beforehand."""
+        ...
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What of the lesson makes checkpoints another's."""
+        ...
+
+    def epoch(self, epoch: Epoch) -> Iterator[Step]:
+        """Yield a step after the other; the optimiser takes each before the next is asked for."""
+        ...
+
+
+class Supervised:
+    """The lesson of `fine_tune`: images with their labels, once in an epoch."""
+
+    def __init__(
+        self,
+        net: TorchModel,
+        split: Split,
+        recipe: FineTuning,
+        loss: Loss = cross_entropy,
+        views: Views | None = None,
+    ) -> None:
+        self.net, self.recipe, self.loss = net, recipe, loss
+        self.views = views or (lambda x, _y, _rng: x[None])
+        self.images = min(recipe.images_per_epoch or len(split), len(split))
+        self.feed = Feed(split, net.device)
+
+    def __len__(self) -> int:
+        return math.ceil(self.images / self.recipe.batch_size)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """The number of images there are."""
+        return {"images": len(self.feed)}
+
+    def epoch(self, epoch: Epoch) -> Iterator[Step]:
+        """Yield the steps of an epoch in an order of its own."""
+        size = self.recipe.batch_size
+        order = epoch.draws(stage="order").permutation(len(self.feed))[: self.images]
+        rng = epoch.draws(stage="views")
+        for x, y in self.feed.batches(order, size):
+            stack = self.views(x, y, rng)
+            logits = epoch.module(stack.flatten(0, 1)).view(len(stack), len(y), -1)
+            right = (logits[0].detach().argmax(dim=1) == y).sum()
+            yield Step(self.loss(logits, y), right, len(y))
+        if self.recipe.recalibrate_bn:
+            recalibrate_batchnorm(self.net, self.feed, order[:RECALIBRATION_IMAGES], size)
+
+
 def fine_tune(
     net: TorchModel,
     task: Task,
@@ -232,21 +335,51 @@ def fine_tune(
         With ``validation_accuracy`` and the values ``loss``, ``train_accuracy``,
         ``validation_loss`` and ``learning_rate``.
     """
-    run = _Run(net, task, split, recipe, loss, views, name, part)
+    lesson = Supervised(net, split, recipe, loss, views)
+    yield from teach(net, task, lesson, recipe, name=name, part=part)
+
+
+def teach(
+    net: TorchModel,
+    task: Task,
+    lesson: Lesson,
+    recipe: FineTuning,
+    *,
+    name: str = "fine-tuning",
+    part: tuple[int, int] = (0, 1),
+) -> Iterator[Candidate]:
+    """Train as `fine_tune` does, with the steps of any lesson.
+
+    Parameters
+    ----------
+    net : TorchModel
+        Trained in place; left in evaluation mode.
+    task : Task
+    lesson : Lesson
+        What the steps of an epoch are; of the recipe, the options that say which images are seen
+        are its business.
+    recipe : FineTuning
+    name : str
+    part : (int, int)
+
+    Yields
+    ------
+    Candidate
+        As from `fine_tune`.
+    """
+    run = _Run(net, task, lesson, recipe, name, part)
     yield from run.resume()
     while not run.finished:
         yield run.epoch()
 
 
 class _Run:
-    def __init__(self, net, task, split, recipe, loss, views, name, part) -> None:
-        self.net, self.task, self.recipe, self.loss = net, task, recipe, loss
-        self.views = views or (lambda x, _y, _rng: x[None])
+    def __init__(self, net, task, lesson, recipe, name, part) -> None:
+        self.net, self.task, self.lesson, self.recipe = net, task, lesson, recipe
         self.name, self.part = name, part
-        self.images = min(recipe.images_per_epoch or len(split), len(split))
-        self.steps = math.ceil(self.images / recipe.batch_size)
+        self.steps = len(lesson)
         self.losses: list[float] = []  # on validation, one per finished epoch
-        self.checkpoints = _checkpoints(task, recipe, split, name)
+        self.checkpoints = _checkpoints(task, recipe, lesson, name)
         self.reported = 0.0
         trained = [p for p in net.parameters() if p.requires_grad]
         device = torch.device(task.device)
@@ -258,7 +391,6 @@ class _Run:
         optimizer = _optimizer(recipe, trained)
         self.module, self.optimizer = fabric.setup(net, optimizer)
         self.fabric = fabric
-        self.train = Feed(split, fabric.device)
         self.validation = Feed(task.validation, fabric.device)
         net.eval()
 
@@ -284,13 +416,8 @@ class _Run:
 
     def epoch(self) -> Candidate:
         number = len(self.losses) + 1
-        rng = partial(generator, self.task.seed, run=self.name, epoch=number)
-        order = rng(stage="order").permutation(len(self.train))[: self.images]
         with _reproducible(seed_for(seed=self.task.seed, run=self.name, epoch=number)):
-            loss, accuracy = self._pass(number, order, rng(stage="views"))
-            if self.recipe.recalibrate_bn:
-                size = self.recipe.batch_size
-                recalibrate_batchnorm(self.net, self.train, order[:RECALIBRATION_IMAGES], size)
+            loss, accuracy = self._pass(number)
         self.net.eval()
         validation_loss, validation_accuracy = validate(self.net, self.validation)
         self.losses.append(validation_loss)
@@ -311,47 +438,110 @@ class _Run:
         self._report(number, self.steps, note)
         return candidate
 
-    def _pass(self, number, order, rng) -> tuple[float, float]:
+    def _pass(self, number: int) -> tuple[float, float]:
         """Train one epoch; return its mean loss and the accuracy on the images themselves."""
         total = torch.zeros((), device=self.fabric.device)
         right = torch.zeros((), device=self.fabric.device)
-        seen = 0
-        self.net.train()
-        batches = self.train.batches(order, self.recipe.batch_size)
-        for step, (x, y) in enumerate(batches, start=1):
-            self._set_rate((number - 1) * self.steps + step - 1)
-            stack = self.views(x, y, rng)
-            logits = self.module(stack.flatten(0, 1)).view(len(stack), len(y), -1)
-            loss = self.loss(logits, y)
-            self.optimizer.zero_grad()
-            self.fabric.backward(loss)
-            self.optimizer.step()
-            total += loss.detach() * len(y)
-            right += (logits[0].detach().argmax(dim=1) == y).sum()
-            seen += len(y)
+        seen = taken = 0
+
+        def report(note: str) -> None:
             if time.monotonic() - self.reported > REPORT_EVERY:
-                note = f"loss {float(total) / seen:.4f}, accuracy {float(right) / seen:.2%}"
-                self._report(number, step, note)
-        return float(total) / seen, float(right) / seen
+                self._report(number, min(taken, self.steps), note)
+
+        draws = partial(generator, self.task.seed, run=self.name, epoch=number)
+        self.net.train()
+        for step in self.lesson.epoch(Epoch(number, self.module, draws, report)):
+            self._set_rate((number - 1) * self.steps + min(taken, self.steps - 1))
+            self.optimizer.zero_grad()
+            self.fabric.backward(step.loss)
+            self.optimizer.step()
+            total += step.loss.detach() * step.images
+            right += step.right
+            seen += step.images
+            taken += 1
+            if time.monotonic() - self.reported > REPORT_EVERY:
+                report(f"loss {float(total) / seen:.4f}, accuracy {float(right) / seen:.2%}")
+        return float(total) / max(seen, 1), float(right) / max(seen, 1)
 
     def _set_rate(self, step: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.rate(step, self.steps * self.recipe.epochs)
 
+
+class _Run:
+    def __init__(self, net, task, split, recipe, loss, views, name, part) -> None:
+        self.net, self.task, self.recipe = net, task, recipe
+        self.name, self.part = name, part
+        self.losses: list[float] = []  # on validation, one per finished epoch
+        self.checkpoints = _checkpoints(task, recipe, split, name)
+        self.training = Training(
+            net,
+            split,
+            recipe,
+            device=task.device,
+            seed=task.seed,
+            loss=loss,
+            views=views,
+            name=name,
+            on_step=self._report,
+        )
+        self.validation = Feed(task.validation, self.training.device)
+
+    @property
+    def finished(self) -> bool:
+        epochs = len(self.losses)
+        if epochs >= self.recipe.epochs:
+            return True
+        if self.recipe.patience is None or not epochs:
+            return False
+        return epochs - 1 - int(np.argmin(self.losses)) >= self.recipe.patience
+
+    def resume(self) -> Iterator[Candidate]:
+        if self.checkpoints is None:
+            return
+        candidates, optimizer = self.checkpoints.read()
+        if candidates:
+            self.net.reset()
+            self.net.set_weights(candidates[-1].weights)
+            self.training.load_state(optimizer)
+            self.losses = [candidate.values["validation_loss"] for candidate in candidates]
+        yield from candidates
+
+    def epoch(self) -> Candidate:
+        number = len(self.losses) + 1
+        loss, accuracy = self.training.epoch(number)
+        validation_loss, validation_accuracy = validate(self.net, self.validation)
+        self.losses.append(validation_loss)
+        candidate = Candidate(
+            weights=self.net.weights(),
+            validation_accuracy=validation_accuracy,
+            step=number,
+            values={
+                "loss": loss,
+                "train_accuracy": accuracy,
+                "validation_loss": validation_loss,
+                "learning_rate": self.recipe.learning_rate,
+            },
+        )
+        if self.checkpoints is not None:
+            self.checkpoints.write(candidate, self.training.state())
+        note = f"validation loss {validation_loss:.4f}, accuracy {validation_accuracy:.2%}"
+        self._report(number, self.training.steps, note)
+        return candidate
+
     def _report(self, epoch: int, step: int, note: str) -> None:
-        self.reported = time.monotonic()
         position, runs = self.part
-        epochs = self.recipe.epochs
-        done = (position * epochs + epoch - 1) * self.steps + step
+        epochs, steps = self.recipe.epochs, self.training.steps
+        done = (position * epochs + epoch - 1) * steps + step
         text = f"{self.name}, epoch {epoch} of {epochs}: {note}"
-        self.task.progress(done, runs * epochs * self.steps, text)
+        self.task.progress(done, runs * epochs * steps, text)
 
 
 def _optimizer(recipe: FineTuning, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
     common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, **common)
-    nesterov = recipe.momentum > 0
+        return torch.optim.Adam(parameters, fused=True, **common)
+    nesterov = recipe.nesterov and recipe.momentum > 0
     return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=nesterov, **common)
 
 
@@ -367,32 +557,16 @@ def _reproducible(seed: int) -> Iterator[None]:
 # -- checkpoints -------------------------------------------------------------------------------
 
 
-def _state(optimizer: torch.optim.Optimizer) -> dict[str, np.ndarray]:
-    return {
-        f"{number}.{key}": value.cpu().numpy()
-        for number, entries in optimizer.state_dict()["state"].items()
-        for key, value in entries.items()
-        if isinstance(value, Tensor)
-    }
-
-
-def _load_state(optimizer: torch.optim.Optimizer, arrays: dict[str, np.ndarray]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, array in arrays.items():
-        number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = torch.from_numpy(array)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _checkpoints(task: Task, recipe: FineTuning, split: Split, name: str) -> "_Checkpoints | None":
+def _checkpoints(
+    task: Task, recipe: FineTuning, lesson: Lesson, name: str
+) -> "_Checkpoints | None":
     if task.folder is None:
         return None
     identity = {
         "recipe": asdict(recipe),
         "seed": task.seed,
         "model": task.model.hash,
-        "images": len(split),
+        **lesson.identity,
     }
     return _Checkpoints(Path(task.folder) / name, json.dumps(identity, sort_keys=True))
 
@@ -408,45 +582,29 @@ class _Checkpoints:
         self.folder, self.identity = folder, identity
 
     def write(self, candidate: Candidate, optimizer: dict[str, np.ndarray]) -> None:
-        weights = candidate.weights
-        assert weights is not None, "fine-tuning proposes weights, not a model"
+        assert candidate.weights is not None, "fine-tuning proposes weights, not a model"
         header = {
-            "identity": self.identity,
             "validation_accuracy": candidate.validation_accuracy,
             "values": dict(candidate.values),
-            "names": list(weights),
         }
-        self._save(self._epoch(candidate.step), header, list(weights.values()))
-        last = {"identity": self.identity, "epoch": candidate.step, "names": list(optimizer)}
-        self._save(self.folder / "optimizer.npz", last, list(optimizer.values()))
+        write_checkpoint(self._epoch(candidate.step), self.identity, header, candidate.weights)
+        last = {"epoch": candidate.step}
+        write_checkpoint(self.folder / "optimizer.npz", self.identity, last, optimizer)
 
     def read(self) -> tuple[list[Candidate], dict[str, np.ndarray]]:
         """Return the finished epochs of the same run and the optimiser's state after the last."""
-        last, optimizer = self._load(self.folder / "optimizer.npz")
+        last = read_checkpoint(self.folder / "optimizer.npz", self.identity)
+        if last is None:
+            return [], {}
         candidates = []
-        for number in range(1, last.get("epoch", 0) + 1):
-            header, weights = self._load(self._epoch(number))
-            if not header:
+        for number in range(1, last[0]["epoch"] + 1):
+            epoch = read_checkpoint(self._epoch(number), self.identity)
+            if epoch is None:
                 return [], {}
+            header, weights = epoch
             accuracy = header["validation_accuracy"]
             candidates.append(Candidate(weights, None, accuracy, number, header["values"]))
-        return candidates, optimizer
+        return candidates, last[1]
 
     def _epoch(self, number: int) -> Path:
         return self.folder / f"epoch-{number:02d}.npz"
-
-    def _save(self, path: Path, header: dict, arrays: list[np.ndarray]) -> None:
-        # Any: NumPy's stub has a keyword beside the arrays, `allow_pickle`, that no name here is.
-        named: dict[str, Any] = {f"array_{number}": array for number, array in enumerate(arrays)}
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, header=np.array(json.dumps(header)), **named)
-
-    def _load(self, path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-        if not path.exists():
-            return {}, {}
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            if header["identity"] != self.identity:
-                return {}, {}
-            arrays = [file[f"array_{number}"] for number in range(len(header["names"]))]
-        return header, dict(zip(header["names"], arrays, strict=True))
