@@ -241,8 +241,12 @@ def test_jensen_shannon_in_half_precision_is_finite():
 
 def test_training_goes_on_from_the_state_of_its_optimiser():
     given, recipe = task(), replace(RECIPE, optimizer="adam", learning_rate=0.01)
-    whole = training.Training(load(given.model), given.train, recipe, seed=3)
-    halves = [training.Training(load(given.model), given.train, recipe, seed=3) for _ in range(2)]
+
+    def started():
+        net = load(given.model)
+        return training.Training(net, training.Supervised(net, given.train, recipe), recipe, seed=3)
+
+    whole, *halves = (started() for _ in range(3))
     results = [whole.epoch(number) for number in (1, 2)]
     assert halves[0].epoch(1) == results[0]
     halves[1].net.load_state_dict(halves[0].net.state_dict())

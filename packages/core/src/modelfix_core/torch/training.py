@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -373,82 +373,97 @@ def teach(
         yield run.epoch()
 
 
-class _Run:
-    def __init__(self, net, task, lesson, recipe, name, part) -> None:
-        self.net, self.task, self.lesson, self.recipe = net, task, lesson, recipe
-        self.name, self.part = name, part
+class Training:
+    """Training by epochs with one optimiser, whose state can be taken and put back.
+
+    Parameters
+    ----------
+    net : nn.Module
+        Trained in place; parameters with ``requires_grad=False`` stay. In evaluation mode between
+        the epochs.
+    lesson : Lesson
+    recipe : FineTuning
+        Its `epochs` are those of the learning rate's schedule; when to stop is the caller's.
+    device : str
+    seed : int
+        With `name` and the number of an epoch it decides all draws of that epoch.
+    name : str
+    on_step : callable, optional
+        Gets epoch, step and a note, every half second or so.
+
+    Attributes
+    ----------
+    steps : int
+        Of an epoch.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        lesson: Lesson,
+        recipe: FineTuning,
+        *,
+        device: str = "cpu",
+        seed: int = 0,
+        name: str = "fine-tuning",
+        on_step: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        self.net, self.lesson, self.recipe = net, lesson, recipe
+        self.seed, self.name = seed, name
         self.steps = len(lesson)
-        self.losses: list[float] = []  # on validation, one per finished epoch
-        self.checkpoints = _checkpoints(task, recipe, lesson, name)
+        self.on_step = on_step or (lambda _epoch, _step, _note: None)
         self.reported = 0.0
-        trained = [p for p in net.parameters() if p.requires_grad]
-        device = torch.device(task.device)
-        fabric = Fabric(
-            accelerator=device.type,
-            devices=1 if device.index is None else [device.index],
+        place = torch.device(device)
+        self.fabric = Fabric(
+            accelerator=place.type,
+            devices=1 if place.index is None else [place.index],
             precision=recipe.precision,
         )
-        optimizer = _optimizer(recipe, trained)
-        self.module, self.optimizer = fabric.setup(net, optimizer)
-        self.fabric = fabric
-        self.validation = Feed(task.validation, fabric.device)
+        optimizer = _optimizer(recipe, [p for p in net.parameters() if p.requires_grad])
+        self.module, self.optimizer = self.fabric.setup(net, optimizer)
         net.eval()
 
     @property
-    def finished(self) -> bool:
-        epochs = len(self.losses)
-        if epochs >= self.recipe.epochs:
-            return True
-        if self.recipe.patience is None or not epochs:
-            return False
-        return epochs - 1 - int(np.argmin(self.losses)) >= self.recipe.patience
+    def device(self) -> torch.device:
+        """Where the net is."""
+        return self.fabric.device
 
-    def resume(self) -> Iterator[Candidate]:
-        if self.checkpoints is None:
-            return
-        candidates, optimizer = self.checkpoints.read()
-        if candidates:
-            self.net.reset()
-            self.net.set_weights(candidates[-1].weights)
-            _load_state(self.optimizer, optimizer)
-            self.losses = [candidate.values["validation_loss"] for candidate in candidates]
-        yield from candidates
-
-    def epoch(self) -> Candidate:
-        number = len(self.losses) + 1
-        with _reproducible(seed_for(seed=self.task.seed, run=self.name, epoch=number)):
-            loss, accuracy = self._pass(number)
+    def epoch(self, number: int) -> tuple[float, float]:
+        """Train epoch `number`, from 1; return its mean loss and the accuracy on its images."""
+        with _reproducible(seed_for(seed=self.seed, run=self.name, epoch=number)):
+            result = self._pass(number)
         self.net.eval()
-        validation_loss, validation_accuracy = validate(self.net, self.validation)
-        self.losses.append(validation_loss)
-        candidate = Candidate(
-            weights=self.net.weights(),
-            validation_accuracy=validation_accuracy,
-            step=number,
-            values={
-                "loss": loss,
-                "train_accuracy": accuracy,
-                "validation_loss": validation_loss,
-                "learning_rate": self.recipe.learning_rate,
-            },
-        )
-        if self.checkpoints is not None:
-            self.checkpoints.write(candidate, _state(self.optimizer))
-        note = f"validation loss {validation_loss:.4f}, accuracy {validation_accuracy:.2%}"
-        self._report(number, self.steps, note)
-        return candidate
+        return result
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Return the optimiser's state."""
+        return {
+            f"{number}.{key}": value.cpu().numpy()
+            for number, entries in self.optimizer.state_dict()["state"].items()
+            for key, value in entries.items()
+            if isinstance(value, Tensor)
+        }
+
+    def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Put back what `state` returned."""
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, array in arrays.items():
+            number, key = name.split(".", 1)
+            state.setdefault(int(number), {})[key] = torch.from_numpy(array)
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
 
     def _pass(self, number: int) -> tuple[float, float]:
-        """Train one epoch; return its mean loss and the accuracy on the images themselves."""
-        total = torch.zeros((), device=self.fabric.device)
-        right = torch.zeros((), device=self.fabric.device)
+        total = torch.zeros((), device=self.device)
+        right = torch.zeros((), device=self.device)
         seen = taken = 0
 
         def report(note: str) -> None:
             if time.monotonic() - self.reported > REPORT_EVERY:
-                self._report(number, min(taken, self.steps), note)
+                self.reported = time.monotonic()
+                self.on_step(number, min(taken, self.steps), note)
 
-        draws = partial(generator, self.task.seed, run=self.name, epoch=number)
+        draws = partial(generator, self.seed, run=self.name, epoch=number)
         self.net.train()
         for step in self.lesson.epoch(Epoch(number, self.module, draws, report)):
             self._set_rate((number - 1) * self.steps + min(taken, self.steps - 1))
@@ -469,19 +484,17 @@ class _Run:
 
 
 class _Run:
-    def __init__(self, net, task, split, recipe, loss, views, name, part) -> None:
+    def __init__(self, net, task, lesson, recipe, name, part) -> None:
         self.net, self.task, self.recipe = net, task, recipe
         self.name, self.part = name, part
         self.losses: list[float] = []  # on validation, one per finished epoch
-        self.checkpoints = _checkpoints(task, recipe, split, name)
+        self.checkpoints = _checkpoints(task, recipe, lesson, name)
         self.training = Training(
             net,
-            split,
+            lesson,
             recipe,
             device=task.device,
             seed=task.seed,
-            loss=loss,
-            views=views,
             name=name,
             on_step=self._report,
         )
