@@ -27,6 +27,7 @@ from modelfix_stats.study import (
 )
 from modelfix_stats.tables import (
     Table,
+    beside_study,
     effectiveness,
     groups,
     matrix_table,
@@ -52,6 +53,7 @@ __all__ = [
     "adjust",
     "agreement",
     "beside_published",
+    "beside_study",
     "bootstrap",
     "category_means",
     "check",

@@ -14,7 +14,13 @@ from modelfix_stats.comparison import Comparison, Mode, compare
 from modelfix_stats.errors import StatsError
 from modelfix_stats.frame import Data, Summary
 from modelfix_stats.metrics import find_metric
-from modelfix_stats.study import ABBREVIATIONS
+from modelfix_stats.study import (
+    ABBREVIATIONS,
+    PUBLISHED_AS,
+    SUBJECTS,
+    beside_published,
+    published,
+)
 from modelfix_stats.values import describe
 
 MARKED = 3
@@ -22,6 +28,12 @@ MARKS_NOTE = "Bold: the three best of a column; underlined: the three worst."
 STATUS = {"CORRUPTED": "CORR.", "FAILURE": "FAIL.", "UNADAPTABLE": "UNAD.", "ABSENT": "-"}
 STATUS_NOTE = "CORR.: CORRUPTED; UNAD.: UNADAPTABLE; FAIL.: FAILURE; -: absent."
 CATEGORIES = ("model", "layer", "neuron")
+FAR = 3.0  # standard deviations
+BESIDE_NOTE = (
+    "Mean ± standard deviation of the repetitions (ddof 1), in percent; original -> fixed model. "
+    "(s): another sign, or another outcome, than the study's; (d): further from the study's than "
+    "three standard deviations of both together."
+)
 
 
 @dataclass(frozen=True)
@@ -242,6 +254,85 @@ def groups(
 def _letters_of(comparison: Comparison, entrant: str) -> str:
     known = comparison.order.set_index("entrant")["letters"]
     return str(known.get(entrant, "")) or "-"
+
+
+def beside_study(data: Data, *, asr: str = "asr") -> Table:
+    """Return a table with a row per entrant and subject, and the study's row below.
+
+    Every subject's row shows what was measured; below the rows of an entrant stands the study's,
+    for each of its data sets that was measured too. A value is marked where it lies on the other
+    side of the original model than the study's, or further from it than three standard deviations
+    of both together.
+
+    Parameters
+    ----------
+    data : DataFrame or Summary
+    asr : str
+        Id of the kind of attack success rate.
+
+    Returns
+    -------
+    Table
+    """
+    metrics = ("accuracy", "repair_rate", "nfr", asr, "seconds")
+    ours = describe(data).set_index(["entrant", "subject", "metric"], drop=False)
+    theirs = describe(published()).set_index(["entrant", "subject", "metric"], drop=False)
+    marks = _deviations(beside_published(data))
+    rows, sections = [], []
+    for name, category, label in _entrants(ours.reset_index(drop=True)):
+        about = ours.loc[name]
+        abbreviation = ABBREVIATIONS.get(about["approach"].iloc[0], name)
+        subjects = list(about["subject"].drop_duplicates())
+        lines = [(ours, (name, subject), subject, subject) for subject in subjects]
+        lines += (
+            [
+                (theirs, (abbreviation, SUBJECTS[subject]), f"study, {SUBJECTS[subject]}", None)
+                for subject in subjects
+                if SUBJECTS.get(subject) in theirs.loc[abbreviation].index
+            ]
+            if abbreviation in theirs.index
+            else []
+        )
+        for table, key, title, measured in lines:
+            row = [Cell(category), Cell(label), Cell(title)]
+            for metric in metrics:
+                printed = metric if measured else PUBLISHED_AS.get(metric, metric)
+                text = _beside_cell(table, (*key, printed))
+                row.append(Cell(text + marks.get((name, measured, metric), "")))
+            rows.append(tuple(row))
+            sections.append(category)
+    return Table(
+        title="Measured beside the published study",
+        groups=(),
+        columns=("category", "approach", "subject", *(find_metric(m).title for m in metrics)),
+        rows=tuple(rows),
+        notes=(BESIDE_NOTE,),
+        sections=tuple(sections),
+    )
+
+
+def _beside_cell(table: pd.DataFrame, key: tuple[str, str, str]) -> str:
+    if key not in table.index:
+        return "-"
+    cell = table.loc[key]
+    if cell["status"] != "OK":
+        return str(cell["status"])
+    metric = find_metric(key[2])
+    text = _show_time(cell, "value") if metric.id == "seconds" else _show(cell, "value")
+    if metric.scoring != "change" or math.isnan(cell["original"]):
+        return text
+    return f"{cell['original'] * metric.shown:.{metric.decimals}f} -> {text}"
+
+
+def _deviations(beside: pd.DataFrame) -> dict[tuple[str, str, str], str]:
+    """Return the marks of the cells that disagree with the study's, by entrant, subject, metric."""
+    marks = {}
+    for cell in beside.itertuples():
+        status = cell.status != cell.published_status
+        far = abs(cell.deviation_in_std) > FAR
+        mark = " (s)" if status or cell.same_sign is False else ""
+        marks[cell.entrant, cell.subject, cell.metric] = mark + (" (d)" if far else "")
+    return marks
 
 
 def _by_subject(

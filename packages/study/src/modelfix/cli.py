@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelfix import __version__
+from modelfix.study_cli import study
 
 if TYPE_CHECKING:
     from modelfix.cells import Cell, Home
@@ -28,6 +29,9 @@ app = typer.Typer(
     help="Fix trained classifiers that mispredict, and see what got better and what broke.",
     epilog="Example: modelfix fix --approach arachne --subject fashion-mini-lenet5",
 )
+
+
+app.add_typer(study, name="study")
 
 
 class Corrupted(StrEnum):
