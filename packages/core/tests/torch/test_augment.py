@@ -148,6 +148,15 @@ def test_without_a_centre_the_weights_are_uniform():
     assert drawn.std() == pytest.approx(12**-0.5, abs=0.01)
 
 
+def test_levels_span_the_interval_that_is_asked_for():
+    x = torch.ones(5000, 1, 2, 2)
+    mixing = Mixing((Variant("brightness", 3.0),), (1.0,), 1, 1, weight=1.0, spread=0, span=2.9)
+    # A factor of 0.1 + 1.8 * level / 10 with levels from 0.1 to 3.
+    seen = augment.views(x, mixing, np.random.default_rng(0), 1)[0, :, 0, 0, 0]
+    assert float(seen.min()) == pytest.approx(0.118, abs=0.001)
+    assert float(seen.max()) == pytest.approx(0.64, abs=0.001)
+
+
 def test_companion_chain_reaches_the_companion():
     x, companion = torch.zeros(200, 1, 8, 8), torch.ones(200, 1, 8, 8)
     mixing = Mixing((Variant("brightness"),), (1.0,), weight=1.0, spread=0.0)

@@ -255,3 +255,52 @@ def test_training_goes_on_from_the_state_of_its_optimiser():
     assert not whole.net.training
     for one, other in zip(whole.net.parameters(), halves[1].net.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Drawn:
+    """A lesson with one step for each of three random images, and work before the first."""
+
+    def __init__(self, net, split):
+        self.net, self.feed = net, Feed(split, "cpu")
+
+    def __len__(self):
+        return 3
+
+    @property
+    def identity(self):
+        return {"drawn": 3}
+
+    def epoch(self, epoch):
+        epoch.report("drawing")
+        for row in epoch.draws(stage="rows").choice(len(self.feed), 3):
+            [(x, y)] = self.feed.batches(np.array([row, row]), 2)
+            logits = epoch.module(x)
+            right = (logits.argmax(dim=1) == y).sum()
+            yield training.Step(nn.functional.cross_entropy(logits, y), right, len(y))
+
+
+def test_any_lesson_is_taught_and_goes_on_after_an_interruption(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "REPORT_EVERY", 0.0)
+    notes = []
+
+    def taught(**changes):
+        given = task(reporter=lambda done, total, note: notes.append((done, total, note)))
+        given = replace(given, **changes)
+        net = load(given.model)
+        return training.teach(net, given, Drawn(net, given.train), RECIPE)
+
+    whole = list(taught())
+    assert [c.step for c in whole] == [1, 2, 3]
+    assert notes[0] == (0, 9, "fine-tuning, epoch 1 of 3: drawing")
+    assert notes[-1][:2] == (9, 9)
+    next(taught(folder=tmp_path))
+    assert_same(list(taught(folder=tmp_path)), whole)
+
+
+def test_momentum_is_nesterovs_unless_told_otherwise():
+    plain = tuned(task(), replace(RECIPE, nesterov=False))
+    assert plain[0].values["loss"] != tuned(task())[0].values["loss"]
+    assert_same(
+        tuned(task(), replace(RECIPE, nesterov=False, momentum=0.0))[:1],
+        tuned(task(), replace(RECIPE, momentum=0.0))[:1],
+    )

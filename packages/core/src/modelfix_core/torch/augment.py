@@ -296,7 +296,7 @@ class Mixing:
     Attributes
     ----------
     variants : tuple of Variant
-        Out of which operations are drawn; the level of a draw is uniform in [level - 1, level].
+        Out of which operations are drawn; the level of a draw is uniform in [level - span, level].
     probabilities : tuple of float
         Of the variants.
     width : int
@@ -307,6 +307,8 @@ class Mixing:
         Centre of the weight of the chains against the image; None draws it from Beta(1, 1).
     spread : float
         Standard deviation of the weight's normal distribution, which is truncated to [0, 1].
+    span : float
+        Width of the interval of levels.
     """
 
     variants: tuple[Variant, ...]
@@ -315,6 +317,7 @@ class Mixing:
     depth: int = 3
     weight: float | None = None
     spread: float = 0.15
+    span: float = 1.0
 
     @classmethod
     def uniform(cls, shape: Sequence[int], **options: Any) -> "Mixing":
@@ -395,7 +398,7 @@ def chains(images: Tensor, mixing: Mixing, rng: np.random.Generator, count: int 
     for position in range(mixing.depth):
         rows = np.flatnonzero(length > position)
         drawn = rng.choice(len(number), size=len(rows), p=mixing.probabilities)
-        level = np.maximum(top[drawn] - rng.random(len(rows)), 0.0)
+        level = np.maximum(top[drawn] - mixing.span * rng.random(len(rows)), 0.0)
         strength = _strength(number[drawn], sign[drawn], level, images.shape[1:])
         _apply(result, rows, number[drawn], strength)
     return result.view(count, mixing.width, *images.shape)
