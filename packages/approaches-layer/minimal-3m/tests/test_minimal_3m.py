@@ -2,25 +2,30 @@
 
 import importlib.util
 import logging
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from modelfix_core.approach import Budget, Outcome
+from modelfix_core.approach import Budget, Candidate, Outcome
 from modelfix_core.errors import BudgetExceeded, ModelfixError, Unadaptable
 from modelfix_core.fixing import run
+from modelfix_core.job import Job
 from modelfix_core.model import Model
-from modelfix_minimal_3m import Minimal3M, describe
+from modelfix_core.record import Record
+from modelfix_minimal_3m import Minimal3M
 from modelfix_minimal_3m.chain import find_chain
-from modelfix_minimal_3m.change import NORMS, Infeasible, Unsolved, norm_of, reduce
+from modelfix_minimal_3m.change import NORMS, Change, Infeasible, Unsolved, norm_of, reduce
 from modelfix_minimal_3m.encoding import encode
 from modelfix_minimal_3m.highs import Solver
 from modelfix_minimal_3m.inner_layer import InnerLayer
 from modelfix_minimal_3m.last_layer import LastLayer
 from modelfix_minimal_3m.memory import estimate
+from modelfix_minimal_3m.proof import Proof
 from modelfix_minimal_3m.separation import Rows
-from modelfix_testing import layerless_model, tiny_task
+from modelfix_testing import layerless_model, tiny_subject, tiny_task
 from scipy.optimize import linprog
 
 MARGIN, LIMIT = 1e-3, 5.0
@@ -247,11 +252,12 @@ def test_encoding_holds_for_true_changes_and_their_values(layers, norm):
 
 def test_inner_layer_through_the_approach(network, task):
     work = task(network(8, 6, 4), faults=3)
-    result = run(Minimal3M(layer="fc1", points=(1,)), work)
+    result = run(Minimal3M(layer="fc1", faults=(1,)), work)
     assert result.model.hash != work.model.hash
     changed = [n for n, w in work.model.weights.items() if (w != result.model.weights[n]).any()]
     assert changed == ["fc1.weight"]
-    assert result.candidates[result.best]["proven.solver.highs-milp"] == 1.0
+    assert result.candidates[result.best]["minimal"] == 1.0
+    assert "mixed-integer" in result.evidence[0].columns["solver"][0]
 
 
 # -- limits ----------------------------------------------------------------------------------------
@@ -276,7 +282,7 @@ def test_a_program_that_takes_too_long_is_unsolved(case):
 
 def test_too_little_time_is_a_failure_with_the_reason(case, network, task):
     work = task(network(10, 60, 10), faults=100)
-    result = run(Minimal3M(query_seconds=1e-9, points=(50,)), work)
+    result = run(Minimal3M(query_seconds=1e-9, faults=(50,)), work)
     assert result.outcome is Outcome.FAILURE
     assert "did not end within" in result.reason
 
@@ -299,7 +305,34 @@ def test_memory_of_the_task_is_a_limit(network, task):
     work.budget = Budget(memory=100)
     result = run(Minimal3M(), work)
     assert result.outcome is Outcome.FAILURE
-    assert "memory" in result.reason
+    assert "memory: engine 'lp_lazy' would need about" in result.reason
+
+
+def test_memory_limit_of_a_job_is_a_failure_with_the_figure(tmp_path):
+    subject = tiny_subject(tmp_path)
+    job = Job(
+        approach="minimal-3m",
+        config={"engine": "marabou", "norms": ["l1"], "faults": [1]},
+        subject=tmp_path / subject.card.name,
+        record=tmp_path / "runs" / "1",
+        memory=500_000_000,
+    )
+    # In a process of its own, since a job that outgrows its limit is ended.
+    command = [sys.executable, "-m", "modelfix_core.job", str(job.save())]
+    subprocess.run(command, check=True, capture_output=True)
+    record = Record.load(job.record)
+    assert record.outcome is Outcome.FAILURE
+    assert "would need about 0.494 GB for a layer of 84 inputs and 10 outputs" in record.reason
+
+
+def test_a_solver_without_memory_is_a_failure(network, task, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(Solver, "run", exhausted)
+    result = run(Minimal3M(faults=(2,)), task(network(10, 14, 5)))
+    assert result.outcome is Outcome.FAILURE
+    assert "2 faults, l1: the solver ran out of memory" in result.reason
 
 
 @pytest.mark.parametrize(
@@ -321,7 +354,7 @@ def test_memory_estimates_are_near_what_was_measured(arguments, low, high):
 
 def test_marabou_missing_is_said_with_what_to_install(network, task, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    result = run(Minimal3M(engine="marabou", points=(1,)), task(network(6, 4)))
+    result = run(Minimal3M(engine="marabou", faults=(1,)), task(network(6, 4)))
     assert result.outcome is Outcome.FAILURE
     assert "modelfix-minimal-3m[verify]" in result.reason
 
@@ -329,9 +362,10 @@ def test_marabou_missing_is_said_with_what_to_install(network, task, monkeypatch
 def test_as_many_points_as_can_be_right_together(network, task):
     # Three features cannot give 30 random points their labels.
     work = task(network(3, 4), faults=30)
-    result = run(Minimal3M(points=(1, "all"), norms=("l1",)), work)
-    approach = Minimal3M(points=("all",), norms=("l1",))
-    (candidate,) = approach.candidates(work)
+    result = run(Minimal3M(faults=(1, "all"), norms=("l1",)), work)
+    approach = Minimal3M(faults=("all",), norms=("l1",))
+    candidate, proofs = approach.candidates(work)
+    assert len(proofs.columns["sample"]) == candidate.step
     assert result.outcome in (Outcome.FIXED, Outcome.CORRUPTED)
     assert 1 <= candidate.step < 30
     wrong = np.flatnonzero(work.model.predict(work.repair).argmax(axis=1) != work.repair.y)
@@ -342,33 +376,52 @@ def test_as_many_points_as_can_be_right_together(network, task):
 # -- proof and candidates --------------------------------------------------------------------------
 
 
-def test_candidates_get_better_and_ties_keep_fewer_points(network, task):
+def test_candidates_get_better_and_ties_keep_fewer_faults(network, task):
     found = list(Minimal3M().candidates(task(network(10, 14, 5))))
-    accuracies = [c.validation_accuracy for c in found]
+    accuracies = [c.validation_accuracy for c in found if isinstance(c, Candidate)]
     assert accuracies == sorted(set(accuracies))
 
 
-def test_proof_names_inputs_margins_norm_and_solver(network, task, caplog):
+def test_proofs_are_those_of_the_fixed_model(network, task):
     work = task(network(10, 14, 5))
+    result = run(Minimal3M(), work)
+    (proofs,) = result.evidence
+    assert proofs.name == "proofs"
+    columns = proofs.columns
+    assert len(columns["sample"]) == result.candidates[result.best]["faults"]
+    place = {sample: position for position, sample in enumerate(work.repair.ids)}
+    positions = [place[sample] for sample in columns["sample"]]
+    logits, y = result.model.predict(work.repair.select(positions)), work.repair.y[positions]
+    for row, label, margin, text in zip(
+        logits, y, columns["margin"], columns["property"], strict=True
+    ):
+        assert margin == pytest.approx(row[label] - np.delete(row, label).max(), abs=1e-5)
+        assert text == f"class {label} wins by at least 0.001 at the point"
+    assert all(columns["holds"])
+    assert set(columns["scope"]) == {"point"}
+    assert all(text.startswith("HiGHS ") for text in columns["solver"])
+
+
+def test_the_summary_says_what_was_proven_and_what_not(network, task, caplog):
     with caplog.at_level(logging.INFO, "modelfix_minimal_3m"):
-        result = run(Minimal3M(points=(3,), norms=("l1",)), work)
-    entry = result.candidates[0]
-    wrong = np.flatnonzero(work.model.predict(work.repair).argmax(axis=1) != work.repair.y)
-    logits = result.model.predict(work.repair.select(wrong[:3]))
-    y = work.repair.y[wrong[:3]]
-    for position, (label, row) in enumerate(zip(y, logits, strict=True)):
-        key = f"proven.input.{work.repair.ids[wrong[position]]}"
-        assert entry[key] == pytest.approx(row[label] - np.delete(row, label).max(), abs=1e-5)
-    text = describe(entry)
-    for part in ("3 inputs", "single points", "HiGHS", "1e-09", "sum of", "no cheaper one"):
-        assert part in text
-    assert text in caplog.text
-    assert describe({"loss": 1.0}) == ""
+        result = run(Minimal3M(faults=(3,), norms=("l1",)), task(network(10, 14, 5)))
+    summary = result.evidence[0].summary
+    for part in ("3 faults", "sum of absolute changes", "no cheaper change", "not around it"):
+        assert part in summary
+    assert summary in caplog.text
 
 
-def test_many_inputs_are_not_all_named(network, task):
-    result = run(Minimal3M(points=(15,), norms=("linf",)), task(network(30, 60, 5), faults=15))
-    assert "and 5 more" in describe(result.candidates[0])
+def test_a_margin_that_was_lost_does_not_hold():
+    change = Change({"w": np.ones((2, 2))}, 1.0, 1.0, "highs-lp", 1e-9)
+    margins = np.array([0.1, 0.099999, 0.05])
+    proof = Proof(change, "l1", 0.1, np.arange(3), np.zeros(3, int), margins, 10.0)
+    assert list(proof.evidence().columns["holds"]) == [True, True, False]
+
+
+def test_nothing_is_printed():
+    code = "from modelfix_minimal_3m.highs import Solver; h = Solver(1.0, None).start(); h.run()"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert output.stdout == output.stderr == b""
 
 
 def test_nothing_to_repair_proposes_the_original(network, task):
@@ -380,18 +433,18 @@ def test_nothing_to_repair_proposes_the_original(network, task):
 
 def test_order_by_gap_takes_the_nearest_misses_first(network, task):
     work = task(network(10, 14, 5))
-    (first,) = Minimal3M(points=(1,), norms=("linf",), order="gap").candidates(work)
+    _, proofs = Minimal3M(faults=(1,), norms=("linf",), order="gap").candidates(work)
     logits = work.model.predict(work.repair).astype(float)
     rows = np.arange(len(logits))
     gap = logits.max(axis=1) - logits[rows, work.repair.y]
     gap[logits.argmax(axis=1) == work.repair.y] = np.inf
-    assert f"proven.input.{work.repair.ids[gap.argmin()]}" in first.values
+    assert list(proofs.columns["sample"]) == [work.repair.ids[gap.argmin()]]
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"points": (0,)},
+        {"faults": (0,)},
         {"norms": ()},
         {"margin": 0.0},
         {"mode": "multi", "engine": "marabou"},

@@ -4,4 +4,4 @@ from modelfix_testing import ApproachStandardTests
 
 class TestMinimal3M(ApproachStandardTests):
     approach = Minimal3M
-    config = {"points": (1, 5)}  # noqa: RUF012
+    config = {"faults": (1, 5)}  # noqa: RUF012

@@ -194,6 +194,15 @@ class Budget:
     seconds: float | None = None
     memory: int | None = None
 
+    @property
+    def free_memory(self) -> float:
+        """Bytes that this process may still take; infinite where there is no limit."""
+        if self.memory is None:
+            return float("inf")
+        import psutil  # only where it matters: metadata is read often
+
+        return max(0.0, float(self.memory - psutil.Process().memory_info().rss))
+
 
 Reporter = Callable[[int, int, str], None]
 

@@ -9,6 +9,7 @@ from modelfix_core.approach import (
     ApproachInfo,
     Candidate,
     Category,
+    Evidence,
     Framework,
     Need,
     Task,
@@ -36,7 +37,7 @@ class Minimal3MConfig(ApproachConfig):
         description="Layer to change with mode `single`: `last`, or the name of a dense layer that "
         "only dense layers and ReLU follow (the study does not say which; ours).",
     )
-    points: tuple[Count, ...] = Field(
+    faults: tuple[Count, ...] = Field(
         (1, 2, 5, 10, 20, 50, "all"),
         min_length=1,
         description="Numbers of faults to make right; the best on validation wins (ours).",
@@ -76,7 +77,10 @@ class Minimal3MConfig(ApproachConfig):
         30.0, gt=0, description="Limit of one linear program or verification query (ours)."
     )
     memory: float = Field(
-        8.0, gt=0, description="Limit in GB; decided by an estimate before allocating (ours)."
+        8.0,
+        gt=0,
+        description="Limit in GB of what the solver may need; decided by an estimate before "
+        "anything is allocated (ours).",
     )
     separation_layers: int = Field(
         1, ge=1, description="Separation layers with mode `multi`, the last hidden ones (ours)."
@@ -136,15 +140,15 @@ class Minimal3M(Approach):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "study": {"mode": "single", "layer": LAST},
-        "paper": {"mode": "multi", "points": (1, 2, 5, 10)},
+        "paper": {"mode": "multi", "faults": (1, 2, 5, 10)},
     }
 
     def check(self, task: Task) -> None:
         """Refuse models that do not end in the dense layers to be changed."""
         self._chain(task)
 
-    def candidates(self, task: Task) -> Iterator[Candidate]:
-        """Yield better and better models; each is right on its set of faults."""
+    def candidates(self, task: Task) -> Iterator[Candidate | Evidence]:
+        """Yield better and better models, each right on its set of faults, and their proofs."""
         from modelfix_minimal_3m.repair import Repair
 
         yield from Repair(task, self._chain(task), self.config).candidates()

@@ -7,6 +7,7 @@ from typing import Any
 import highspy
 import numpy as np
 from highspy import cb
+from modelfix_core.highs import QuietHighs
 
 from modelfix_minimal_3m.change import Infeasible, Unsolved
 
@@ -24,7 +25,7 @@ INFEASIBLE = (
 
 
 class Solver:
-    """How programs are solved: one thread, a fixed seed, limited time.
+    """How programs are solved: to the optimum, in limited time.
 
     Parameters
     ----------
@@ -43,10 +44,7 @@ class Solver:
 
     def start(self) -> highspy.Highs:
         """Return an empty program."""
-        highs = highspy.Highs()
-        highs.setOptionValue("output_flag", False)
-        highs.setOptionValue("threads", 1)
-        highs.setOptionValue("random_seed", 0)
+        highs = QuietHighs()
         highs.setOptionValue("mip_rel_gap", 0.0)
         for kind in ("primal", "dual", "mip"):
             highs.setOptionValue(f"{kind}_feasibility_tolerance", TOLERANCE)
@@ -110,23 +108,35 @@ def add_rows(
     highs: highspy.Highs,
     lower: np.ndarray,
     upper: np.ndarray,
-    columns: np.ndarray,
-    values: np.ndarray,
+    h: np.ndarray,
+    starts: np.ndarray,
+    signs: np.ndarray,
 ) -> None:
-    """Add rows with equally many entries each; zeros among them are left out.
+    """Add rows that apply the same features to several blocks of columns.
+
+    Row r is the sum over blocks b of ``signs[b] * h[r] @ columns[starts[r, b]:][:D]``; zeros among
+    the features are left out.
 
     Parameters
     ----------
     highs : Highs
     lower, upper : ndarray of float64, [rows]
-    columns : ndarray of int, [rows, entries]
-    values : ndarray of float64, [rows, entries]
+    h : ndarray of float64, [rows, D]
+    starts : ndarray of int, [rows, blocks]
+        First column of each block.
+    signs : ndarray of float64, [blocks]
     """
-    ends = np.cumsum(np.count_nonzero(values, axis=1))
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int32)
-    kept = np.flatnonzero(values)
-    index = columns.ravel()[kept].astype(np.int32, copy=False)
-    highs.addRows(len(lower), lower, upper, len(kept), starts, index, values.ravel()[kept])
+    rows, width = h.shape
+    kept = np.flatnonzero(h)
+    counts = np.count_nonzero(h, axis=1)
+    # All blocks of one feature stand together, so that the zeros are looked for only once.
+    feature = kept.astype(np.int32) - np.repeat(np.arange(rows, dtype=np.int32) * width, counts)
+    columns = np.repeat(starts.astype(np.int32), counts, axis=0)
+    columns += feature[:, None]
+    values = h.ravel()[kept][:, None] * signs
+    ends = np.cumsum(counts) * len(signs)
+    begin = np.concatenate([[0], ends[:-1]]).astype(np.int32)
+    highs.addRows(rows, lower, upper, values.size, begin, columns.ravel(), values.ravel())
 
 
 def add_columns(

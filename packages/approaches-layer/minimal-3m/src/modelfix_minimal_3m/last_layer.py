@@ -175,9 +175,10 @@ class Program:
         self.required |= pairs
         label = self.points.y[point]
         self._add_classes(np.union1d(label, rival))
-        columns, values = self._entries(self.first[label], self.first[rival], self.points.h[point])
+        blocks = self._blocks(self.first[label], self.first[rival])
         lower = self.needed[point, rival]
-        add_rows(self.highs, lower, np.full(len(point), highspy.kHighsInf), columns, values)
+        infinite = np.full(len(point), highspy.kHighsInf)
+        add_rows(self.highs, lower, infinite, self.points.h[point], *blocks)
 
     def allow(self, limit: float) -> None:
         """Set the largest allowed absolute change of a weight (``l1`` only)."""
@@ -203,24 +204,15 @@ class Program:
             self.highs, np.zeros(size), np.zeros(size), np.full(size, 2 * self.limit)
         )
         self.first[new] = start + width * np.arange(len(new))
-        weights = np.arange(start, start + size)
-        columns = np.stack([weights, np.zeros(size, dtype=int)], axis=1)
-        values = np.tile([1.0, -2.0], (size, 1))
-        add_rows(self.highs, np.full(size, -highspy.kHighsInf), np.zeros(size), columns, values)
+        below_twice_the_bound(self.highs, np.arange(start, start + size))
 
-    def _entries(
-        self, label: np.ndarray, rival: np.ndarray, h: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return columns and values [pairs, entries] of ``(change_label - change_rival) h``."""
-        width = h.shape[1]
-        if self.norm == "l1":
-            starts = np.stack([label, label + width, rival, rival + width], axis=1)
-            signs = np.array([1.0, -1.0, -1.0, 1.0])
-        else:
-            starts, signs = np.stack([label, rival], axis=1), np.array([1.0, -1.0])
-        columns = starts.astype(np.int32)[:, :, None] + np.arange(width, dtype=np.int32)
-        values = signs[:, None] * h[:, None, :]
-        return columns.reshape(len(h), -1), values.reshape(len(h), -1)
+    def _blocks(self, label: np.ndarray, rival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return blocks [pairs, blocks] and signs that mean ``change_label - change_rival``."""
+        if self.norm == "linf":
+            return np.stack([label, rival], axis=1), np.array([1.0, -1.0])
+        width = self.points.h.shape[1]
+        starts = np.stack([label, label + width, rival, rival + width], axis=1)
+        return starts, np.array([1.0, -1.0, -1.0, 1.0])
 
     def _change(self, columns: np.ndarray) -> np.ndarray:
         change = self.unchanged.copy()
@@ -234,6 +226,14 @@ class Program:
         else:
             change[present] = columns[index] - columns[0]
         return change
+
+
+def below_twice_the_bound(highs: highspy.Highs, columns: np.ndarray) -> None:
+    """Add that `columns`, each a change plus the bound in column 0, are at most twice the bound."""
+    count = len(columns)
+    starts = np.stack([columns, np.zeros(count, dtype=int)], axis=1)
+    below = np.full(count, -highspy.kHighsInf)
+    add_rows(highs, below, np.zeros(count), np.ones((count, 1)), starts, np.array([1.0, -2.0]))
 
 
 def _worst(excess: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -1,28 +1,28 @@
-"""What was proven of a candidate, as numbers that a record keeps and as sentences for people."""
+"""What was proven of a candidate, as sentences for people and as a table for the record."""
 
-from collections.abc import Mapping
+import importlib.metadata
 from dataclasses import dataclass
 
 import numpy as np
+from modelfix_core.approach import Evidence
 
-from modelfix_minimal_3m.change import NORMS, Change
+from modelfix_minimal_3m.change import Change
 
 SOLVERS = {
-    "highs-lp": "HiGHS, linear program",
-    "highs-milp": "HiGHS, mixed-integer program",
-    "marabou": "Marabou, bisection over verification queries",
+    "highs-lp": ("highspy", "HiGHS {}, linear program"),
+    "highs-milp": ("highspy", "HiGHS {}, mixed-integer program"),
+    "marabou": ("maraboupy", "Marabou {}, bisection over verification queries"),
 }
 NORM_TEXTS = {"l1": "sum of absolute changes", "linf": "largest absolute change"}
-PREFIX = "proven."
-INPUT = f"{PREFIX}input."
 # Bounds this close together, relative to the cost, prove minimality.
 MINIMAL_GAP = 1e-6
-NAMED_INPUTS = 10  # in sentences; the values name all
+# Weights and sums of the fixed model are float32: a part of the largest logit may be lost.
+ROUNDING = 2e-6
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What holds for a candidate: every point is right, and how small the change is.
+    """What holds for a candidate: every given fault is right, and how small the change is.
 
     Attributes
     ----------
@@ -31,83 +31,87 @@ class Proof:
     margin : float
         By how much labels had to win in the solver.
     ids : ndarray of int64, [k]
-        Of the inputs, as in the repair split.
+        Of the faults, as in the repair split.
+    y : ndarray of int64, [k]
     margins : ndarray of float64, [k]
         By how much their labels win in the fixed model, run by onnxruntime.
+    largest : float
+        Largest absolute logit of the fixed model among the faults.
     """
 
     change: Change
     norm: str
     margin: float
     ids: np.ndarray
+    y: np.ndarray
     margins: np.ndarray
+    largest: float
+
+    @property
+    def minimal(self) -> bool:
+        """Whether no cheaper change of these weights makes the faults right."""
+        change = self.change
+        return change.cost - change.lower_bound <= MINIMAL_GAP * max(change.cost, 1e-9)
+
+    @property
+    def tolerance(self) -> float:
+        """By how much a margin may fall short: the solver's tolerance and float32 rounding."""
+        return self.change.tolerance + ROUNDING * max(1.0, self.largest)
 
     def values(self) -> dict[str, float]:
-        """Return everything as numbers, for `Candidate.values`; `describe` reads them."""
+        """Return what is worth plotting, for `Candidate.values`."""
         change = self.change
         values = {
-            "points": len(self.ids),
-            "regions": 0,  # single inputs are proven right, no region around them
-            "margin": self.margin,
+            "faults": len(self.ids),
             "least_margin": self.margins.min(),
-            "cost": change.cost,
+            f"cost_{self.norm}": change.cost,
             "lower_bound": change.lower_bound,
-            "minimal": change.cost - change.lower_bound <= MINIMAL_GAP * max(change.cost, 1e-9),
-            "tolerance": change.tolerance,
+            "minimal": self.minimal,
             "layers": len(change.weights),
             "proposals": change.proposals,
-            f"norm.{self.norm}": 1,
-            f"solver.{change.solver}": 1,
         }
         if change.single_cost is not None:
             values["single_cost"] = change.single_cost
-        inputs = {
-            f"{INPUT}{key}": float(margin)
-            for key, margin in zip(self.ids, self.margins, strict=True)
-        }
-        return {**{f"{PREFIX}{key}": float(value) for key, value in values.items()}, **inputs}
+        return {key: float(value) for key, value in values.items()}
 
-
-def describe(values: Mapping[str, float]) -> str:
-    """Say in sentences what was proven of a candidate.
-
-    Parameters
-    ----------
-    values : mapping of str to float
-        `Candidate.values` of this approach, or the entry of the candidate in a record.
-
-    Returns
-    -------
-    str
-        Empty where the values hold no proof.
-    """
-    if f"{PREFIX}points" not in values:
-        return ""
-
-    def value(key: str) -> float:
-        return values[PREFIX + key]
-
-    norm = next(n for n in NORMS if f"{PREFIX}norm.{n}" in values)
-    solver = next(text for s, text in SOLVERS.items() if f"{PREFIX}solver.{s}" in values)
-    ids = [key.removeprefix(INPUT) for key in values if key.startswith(INPUT)]
-    count, layers = len(ids), int(value("layers"))
-    named = ", ".join(ids[:NAMED_INPUTS])
-    named += f" and {count - NAMED_INPUTS} more" if count > NAMED_INPUTS else ""
-    proven = (
-        f"{count} input{'s' * (count != 1)} of the repair split (id {named}), as single "
-        f"points without a region around them, get their label: by a margin of at least "
-        f"{value('margin'):g} in the solver ({solver}, tolerance {value('tolerance'):g}) and of at "
-        f"least {value('least_margin'):.3g} in the fixed model, run by onnxruntime. "
-    )
-    cost = (
-        f"The change of {layers} layer{'s' * (layers != 1)} costs {value('cost'):.6g} "
-        f"({NORM_TEXTS[norm]})"
-    )
-    if value("minimal"):
-        return f"{proven}{cost}; no cheaper one of these weights exists."
-    if f"{PREFIX}single_cost" in values:
+    def summary(self) -> str:
+        """Say in one sentence what was proven."""
+        change, faults, layers = self.change, len(self.ids), len(self.change.weights)
         return (
-            f"{proven}{cost}, the cheapest of {value('proposals'):.0f} proposals; the last layer "
-            f"alone costs {value('single_cost'):.6g}."
+            f"{faults} fault{'s' * (faults != 1)} of the repair split get{'s' * (faults == 1)} "
+            f"{'their' if faults != 1 else 'its'} label by a change of {layers} "
+            f"layer{'s' * (layers != 1)} that costs {change.cost:.6g} ({NORM_TEXTS[self.norm]}): "
+            f"{self._minimality()}. Each holds at the input itself, not around it; the margin is "
+            "that of the fixed model in onnxruntime."
         )
-    return f"{proven}{cost}; none costs less than {value('lower_bound'):.6g}."
+
+    def _minimality(self) -> str:
+        change = self.change
+        if self.minimal:
+            return "no cheaper change of these weights exists"
+        if change.single_cost is None:
+            return f"none costs less than {change.lower_bound:.6g}"
+        return (
+            f"the cheapest of {change.proposals} proposals, where the last layer alone costs "
+            f"{change.single_cost:.6g}"
+        )
+
+    def evidence(self) -> Evidence:
+        """Return one row for each fault."""
+        count = len(self.ids)
+        package, text = SOLVERS[self.change.solver]
+        return Evidence(
+            "proofs",
+            self.summary(),
+            {
+                "sample": self.ids,
+                "property": [
+                    f"class {y} wins by at least {self.margin:g} at the point" for y in self.y
+                ],
+                "scope": ["point"] * count,
+                "solver": [text.format(importlib.metadata.version(package))] * count,
+                "tolerance": np.full(count, self.tolerance),
+                "margin": self.margins,
+                "holds": self.margins >= self.margin - self.tolerance,
+            },
+        )

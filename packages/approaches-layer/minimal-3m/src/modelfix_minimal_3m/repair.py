@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 
 import numpy as np
-from modelfix_core.approach import Candidate, Task
+from modelfix_core.approach import Candidate, Evidence, Task
 from modelfix_core.errors import Failure
 from modelfix_core.seeds import generator
 
@@ -18,14 +18,15 @@ from modelfix_minimal_3m.inner_layer import InnerLayer
 from modelfix_minimal_3m.last_layer import LastLayer
 from modelfix_minimal_3m.marabou import Marabou
 from modelfix_minimal_3m.memory import estimate
-from modelfix_minimal_3m.proof import Proof, describe
+from modelfix_minimal_3m.proof import Proof
 from modelfix_minimal_3m.separation import Separation, forward
 
 logger = logging.getLogger(__name__)
 
 GIGABYTE = 1e9
 LARGER_MARGIN = 10.0  # factor, where the margin was lost in float32
-Solve = Callable[[int], Change]  # from a number of points
+Solve = Callable[[int], Change]  # from a number of faults
+Proven = tuple[Candidate, Evidence]
 
 
 class Repair:
@@ -48,8 +49,8 @@ class Repair:
         self.done, self.cells = 0, 1
         self.note = ""
 
-    def candidates(self) -> Iterator[Candidate]:
-        """Yield a candidate whenever one is better on validation than all before.
+    def candidates(self) -> Iterator[Candidate | Evidence]:
+        """Yield a candidate and its proofs whenever one is better on validation than all before.
 
         Raises
         ------
@@ -66,12 +67,13 @@ class Repair:
                 f"inputs of layer {self.chain.names()[0]!r} are 0 for them"
             )
         best = -1.0
-        for candidate in self._sweep():
+        for candidate, proofs in self._sweep():
             accuracy = candidate.validation_accuracy
             assert accuracy is not None, "the sweep measures every candidate"
             if accuracy > best:
                 best = accuracy
                 yield candidate
+                yield proofs
         if best < 0:
             raise Failure("; ".join(dict.fromkeys(self.reasons)))
 
@@ -102,70 +104,72 @@ class Repair:
 
     def _counts(self) -> list[int]:
         total = len(self.faults)
-        return sorted({total if c == "all" else min(c, total) for c in self.config.points})
+        return sorted({total if c == "all" else min(c, total) for c in self.config.faults})
 
-    def _sweep(self) -> Iterator[Candidate]:
-        """Yield a candidate for each number of points and norm that can be solved."""
+    def _sweep(self) -> Iterator[Proven]:
+        """Yield a candidate for each number of faults and norm that can be solved."""
         solves = {norm: self._solve(norm, self.config.margin) for norm in self.config.norms}
         reached = dict.fromkeys(solves, 0)
         counts = self._counts()
         self.cells = len(counts) * len(solves)
         for count in counts:
             for norm in list(solves):
-                self.note = f"{count} points, {norm}"
+                self.note = f"{_faults(count)}, {norm}"
                 self._tick()
+                proven = None
                 try:
-                    candidate = self._candidate(solves[norm], norm, count)
+                    proven = self._candidate(solves[norm], norm, count)
                     reached[norm] = count
-                except Unsolved as reason:
-                    self._give_up(f"{self.note}: {reason}")
-                    del solves[norm]  # more points would be harder still
-                    candidate = None
                 except Infeasible:
                     self._give_up(
                         f"{self.note}: infeasible, no change of up to "
                         f"{self.config.epsilon_max:g} makes all right"
                     )
-                    candidate = self._largest(solves.pop(norm), norm, reached[norm], count)
+                    proven = self._largest(solves.pop(norm), norm, reached[norm], count)
+                except (Unsolved, MemoryError) as error:
+                    self._give_up(f"{self.note}: {_reason(error)}")
+                    del solves[norm]  # more faults would be harder still
                 self.done += 1
-                if candidate is not None:
-                    yield candidate
+                if proven is not None:
+                    yield proven
 
-    def _largest(self, solve: Solve, norm: str, low: int, high: int) -> Candidate | None:
-        """Bisect for the most points, in order, that can be made right together."""
+    def _largest(self, solve: Solve, norm: str, low: int, high: int) -> Proven | None:
+        """Bisect for the most faults, in order, that can be made right together."""
         best = None
         while high - low > 1:
             middle = (low + high) // 2
             try:
                 found = self._candidate(solve, norm, middle)
-            except (Infeasible, Unsolved):
+            except (Infeasible, Unsolved, MemoryError):
                 high = middle
             else:
                 best, low = found or best, middle
         return best
 
-    def _candidate(self, solve: Solve, norm: str, count: int) -> Candidate | None:
-        """Return the candidate that makes the first points right, or None if float32 cannot."""
+    def _candidate(self, solve: Solve, norm: str, count: int) -> Proven | None:
+        """Return what makes the first faults right with its proofs, or None if float32 cannot."""
         self._check_memory(norm, count)
         for margin in (self.config.margin, self.config.margin * LARGER_MARGIN):
             if margin != self.config.margin:
                 solve = self._solve(norm, margin)
             change = solve(count)
-            margins = self._margins(change, count)
+            margins, largest = self._margins(change, count)
             if margins.min() > 0:
                 break
         else:
-            self._give_up(f"{count} points, {norm}: the change is lost in float32 rounding")
+            self._give_up(f"{_faults(count)}, {norm}: the change is lost in float32 rounding")
             return None
         accuracy = self._accuracy(change)
-        values = Proof(change, norm, margin, self.faults.ids[:count], margins).values()
-        logger.info("%s Validation accuracy %.4f.", describe(values), accuracy)
-        return Candidate(
+        ids, y = self.faults.ids[:count], self.faults.y[:count]
+        proof = Proof(change, norm, margin, ids, y, margins, largest)
+        logger.info("%s Validation accuracy %.4f.", proof.summary(), accuracy)
+        candidate = Candidate(
             weights=self._weights(change),
             validation_accuracy=accuracy,
             step=count,
-            values=values,
+            values=proof.values(),
         )
+        return candidate, proof.evidence()
 
     def _give_up(self, reason: str) -> None:
         self.reasons.append(reason)
@@ -206,13 +210,13 @@ class Repair:
             search(rng, separation.neurons, single.cost, config.ucb),
             config.proposals,
             config.timeout,
-            lambda change: self._margins(change, count).min() > 0,
+            lambda change: self._margins(change, count)[0].min() > 0,
         )
 
     @property
     def _memory(self) -> float:
-        own = self.config.memory * GIGABYTE
-        return min(own, self.task.budget.memory or own)
+        """Bytes that the solver may need: its own limit, or what the task's leaves of it."""
+        return min(self.config.memory * GIGABYTE, self.task.budget.free_memory)
 
     def _check_memory(self, norm: str, count: int) -> None:
         config, layers = self.config, self.chain.layers
@@ -221,11 +225,11 @@ class Repair:
         engine = "milp" if inner else config.engine
         outputs, features = changed.weight.shape
         needed = estimate(engine, norm, count, features, outputs, len(layers[-1].bias))
-        if needed > self._memory:
+        if needed > (free := self._memory):
             raise Unsolved(
                 f"memory: engine {config.engine!r} would need about {needed / GIGABYTE:.3g} GB "
-                f"for a layer of {features} inputs and {outputs} outputs, the limit is "
-                f"{self._memory / GIGABYTE:.3g} GB"
+                f"for a layer of {features} inputs and {outputs} outputs, "
+                f"{free / GIGABYTE:.3g} GB are free within the limit"
             )
 
     # -- the real network ----------------------------------------------------------------------
@@ -234,17 +238,26 @@ class Repair:
         weights = self.task.model.weights
         return {n: (weights[n] + delta).astype(np.float32) for n, delta in change.weights.items()}
 
-    def _margins(self, change: Change, count: int) -> np.ndarray:
-        """Return by how much the labels of the first points win in the changed model."""
+    def _margins(self, change: Change, count: int) -> tuple[np.ndarray, float]:
+        """Return by how much the first labels win in the changed model, and its largest logit."""
         fixed = self.task.model.with_weights(self._weights(change))
         faults, rows = self.faults, np.arange(count)
         logits = fixed.predict(self.task.repair.select(faults.index[:count])).astype(float)
+        largest = float(np.abs(logits).max())
         own = logits[rows, faults.y[:count]].copy()
         logits[rows, faults.y[:count]] = -np.inf
-        return own - logits.max(axis=1)
+        return own - logits.max(axis=1), largest
 
     def _accuracy(self, change: Change) -> float:
         weights = self.task.model.weights
         stored = {name: array - weights[name] for name, array in self._weights(change).items()}
         logits = self.chain.logits(self.validation, stored)
         return float(np.mean(logits.argmax(axis=1) == self.task.validation.y))
+
+
+def _faults(count: int) -> str:
+    return f"{count} fault{'s' * (count != 1)}"
+
+
+def _reason(error: Exception) -> str:
+    return "the solver ran out of memory" if isinstance(error, MemoryError) else str(error)

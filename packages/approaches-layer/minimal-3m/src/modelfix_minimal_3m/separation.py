@@ -10,7 +10,7 @@ from modelfix_minimal_3m.chain import Chain
 from modelfix_minimal_3m.change import Change, Infeasible, Unsolved, reduce
 from modelfix_minimal_3m.heuristics import Heuristic
 from modelfix_minimal_3m.highs import TOLERANCE, Solver, add_columns, add_rows
-from modelfix_minimal_3m.last_layer import LastLayer, Points, Program
+from modelfix_minimal_3m.last_layer import LastLayer, Points, Program, below_twice_the_bound
 
 
 class Rows:
@@ -89,16 +89,13 @@ class Rows:
         zero, infinite = np.zeros(points), np.full(2 * width, highspy.kHighsInf)
         if self.norm == "l1":
             add_columns(highs, np.ones(2 * width), np.zeros(2 * width), infinite)
-            values = np.concatenate([self.h, -self.h], axis=1)
+            starts = np.tile([0, width], (points, 1))
+            add_rows(highs, zero, zero, self.h, starts, np.array([1.0, -1.0]))
         else:
             add_columns(highs, np.eye(1, 1 + width)[0], np.zeros(1 + width), infinite[: 1 + width])
             values = np.concatenate([-self.h.sum(axis=1, keepdims=True), self.h], axis=1)
-        every = np.tile(np.arange(values.shape[1]), (points, 1))
-        add_rows(highs, zero, zero, every, values)
-        if self.norm == "linf":
-            pairs = np.stack([np.arange(1, 1 + width), np.zeros(width, dtype=int)], axis=1)
-            below = np.full(width, -highspy.kHighsInf)
-            add_rows(highs, below, np.zeros(width), pairs, np.tile([1.0, -2.0], (width, 1)))
+            add_rows(highs, zero, zero, values, np.zeros((points, 1), dtype=int), np.ones(1))
+            below_twice_the_bound(highs, np.arange(1, 1 + width))
         return highs
 
 
