@@ -24,6 +24,14 @@ def test_joined_splits_read_as_one_array(tmp_path):
     np.testing.assert_array_equal(both.select([6, 1]).images(), whole[[6, 1]] / np.float32(255))
 
 
+def test_rows_of_the_second_split_may_repeat():
+    first, second, rows = split(5), split(3, start=5), np.array([2, 0, 2])
+    both = join(first, second, rows)
+    assert len(both) == 8
+    np.testing.assert_array_equal(both.ids[5:], [7, 5, 7])
+    np.testing.assert_array_equal(both.x[[4, 5, 7]], [first.x[4], second.x[2], second.x[2]])
+
+
 def test_groups_are_joined_where_both_have_them():
     ones, zeros = np.ones(2, np.int64), np.zeros(3, np.int64)
     with_groups = join(split(2, group=ones), split(3, group=zeros))

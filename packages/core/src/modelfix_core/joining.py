@@ -8,31 +8,52 @@ from modelfix_core.dataset import Split
 from modelfix_core.errors import ModelfixError
 
 
-def join(first: Split, second: Split) -> Split:
-    """Return the samples of both splits, in order, without reading or copying their images.
+def join(first: Split, second: Split, rows: np.ndarray | None = None) -> Split:
+    """Return the samples of one split and of another, without reading or copying their images.
 
     Its ``x`` is read as a memory-mapped array is: at positions, a slice or a mask. An image that
     is stored in another type than the first split's is converted when it is read.
+
+    Parameters
+    ----------
+    first, second : Split
+    rows : ndarray of int, optional
+        Positions of the samples of `second` that are taken, in order and with repetition; default
+        each once.
+
+    Returns
+    -------
+    Split
+        With groups where both have them.
+
+    Raises
+    ------
+    ModelfixError
+        If the images differ in shape.
     """
+    rows = np.arange(len(second)) if rows is None else np.asarray(rows, dtype=np.int64)
     both = first.group is not None and second.group is not None
-    group = np.concatenate([first.group, second.group]) if both else None
-    y, ids = (np.concatenate([getattr(s, name) for s in (first, second)]) for name in ("y", "ids"))
+    y, ids, group = (
+        np.concatenate([getattr(first, name), getattr(second, name)[rows]])
+        for name in ("y", "ids", "group" if both else "y")
+    )
     # The few uses of `x` beside `images` are those that _Joined has.
-    return Split(_Joined(first.x, second.x), y, group, ids)  # type: ignore[arg-type]
+    x: Any = _Joined(first.x, second.x, rows)
+    return Split(x, y, group if both else None, ids)
 
 
 class _Joined:
-    """Two arrays of images, one after the other, read piece by piece."""
+    """An array of images and rows of another, read piece by piece."""
 
-    def __init__(self, first: np.ndarray, second: np.ndarray) -> None:
+    def __init__(self, first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> None:
         if first.shape[1:] != second.shape[1:]:
             raise ModelfixError(
                 f"images of shape {list(first.shape[1:])} and {list(second.shape[1:])} cannot be "
                 "joined; give splits of one dataset."
             )
-        self.parts = (first, second)
+        self.first, self.second, self.rows = first, second, rows
         self.dtype = first.dtype
-        self.shape = (len(first) + len(second), *first.shape[1:])
+        self.shape = (len(first) + len(rows), *first.shape[1:])
         self.ndim = first.ndim
         self.nbytes = int(np.prod(self.shape)) * first.dtype.itemsize
 
@@ -40,14 +61,14 @@ class _Joined:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        rows = np.arange(len(self))[index]
-        if rows.ndim == 0:
-            return self[rows[None]][0]
-        first, second = self.parts
-        result = np.empty((len(rows), *self.shape[1:]), self.dtype)
-        early = rows < len(first)
-        result[early] = first[rows[early]]
-        result[~early] = _as_type(second[rows[~early] - len(first)], self.dtype)
+        wanted = np.arange(len(self))[index]
+        if wanted.ndim == 0:
+            return self[wanted[None]][0]
+        result = np.empty((len(wanted), *self.shape[1:]), self.dtype)
+        early = wanted < len(self.first)
+        result[early] = self.first[wanted[early]]
+        late = self.rows[wanted[~early] - len(self.first)]
+        result[~early] = _as_type(self.second[late], self.dtype)
         return result
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
