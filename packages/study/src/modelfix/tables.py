@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from modelfix_core.approach import ApproachInfo, Outcome
 from modelfix_core.record import Record
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from modelfix_core.approach import Evidence
@@ -141,7 +142,7 @@ def _changes(found: "Explanation") -> Table | str:
     return table
 
 
-def _evidence(evidence: "Evidence", most: int) -> Table:
+def _evidence(evidence: "Evidence", most: int) -> Group:
     rows = len(next(iter(evidence.columns.values())))
     title = f"{evidence.name}: {evidence.summary}"
     if rows > most:
@@ -151,10 +152,10 @@ def _evidence(evidence: "Evidence", most: int) -> Table:
         for name, column in evidence.columns.items()
         if len(column) and isinstance(column[0], int | float)
     ]
-    table = _table(title, evidence.columns, numbers)
+    table = _table(None, evidence.columns, numbers)
     for values in list(zip(*evidence.columns.values(), strict=True))[:most]:
         table.add_row(*(_number(v) if isinstance(v, float) else str(v) for v in values))
-    return table
+    return Group(Text(title, style="italic"), table)  # a table's own title wraps at its width
 
 
 def blame(rows: Sequence[dict], card: "SubjectCard") -> None:
