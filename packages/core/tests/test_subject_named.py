@@ -6,10 +6,10 @@ import sys
 import numpy as np
 import pytest
 from modelfix_core import ModelfixError, Split
-from modelfix_core.subjects import CATALOGUE, DEFAULT, named
+from modelfix_core.subjects import CATALOGUE, DEFAULT, Recipe, named
 from modelfix_core.subjects.__main__ import main
 from modelfix_core.subjects.catalogue import GARMENT_RISKS
-from modelfix_core.subjects.constructions import GREY, TINTED, carve, colour_skew
+from modelfix_core.subjects.constructions import GREY, TINTED, bring_to, carve, colour_skew
 from modelfix_core.subjects.prepare import make_dataset
 
 
@@ -28,7 +28,7 @@ def test_every_subject_is_described():
         assert subject.summary.endswith(".")
         assert set(subject.splits) == {"train", "validation", "repair", "test"}
         for part, sizes in subject.sizes.items():
-            assert sum(sizes.values()) == subject.origin.sizes[part]
+            assert sum(sizes.values()) <= subject.origin.sizes[part]
     assert DEFAULT in CATALOGUE
 
 
@@ -55,6 +55,52 @@ def test_identity_follows_what_decides_the_content():
     assert subject.identity(0) != subject.identity(1)
     assert subject.identity(0) != subject.model_copy(update={"recipe": recipe}).identity(0)
     assert subject.identity(0) == subject.model_copy(update={"summary": "Other."}).identity(0)
+
+
+def test_identities_stay_when_options_are_added():
+    # Of what was prepared with the first version; they change only with what is prepared.
+    first = {
+        "fashion-mini-lenet5": "df3ac3253fe2",
+        "fashion-mini-s-resnet8": "ecb02bcb9c7f",
+        "mnist-lenet5": "cb9e2c970d36",
+        "fashion-lenet5": "290fbd417611",
+    }
+    assert {name: named(name).identity(0)[:12] for name in first} == first
+
+
+class TestRecipe:
+    def test_what_is_at_its_default_is_left_out(self):
+        assert Recipe().model_dump().keys() == {"learning_rate", "batch_size", "epochs"}
+        assert Recipe(flip=True, momentum=0.9).model_dump()["flip"] is True
+        recipe = Recipe(optimizer="sgd", schedule="cosine", crop_padding=4)
+        assert Recipe(**recipe.model_dump()) == recipe
+
+    def test_schedules(self):
+        rates = {
+            schedule: [Recipe(learning_rate=0.1, schedule=schedule).rate(k, 10) for k in range(11)]
+            for schedule in ("constant", "cosine", "one-cycle")
+        }
+        assert rates["constant"] == [0.1] * 11
+        np.testing.assert_allclose([rates["cosine"][k] for k in (0, 5, 10)], [0.1, 0.05, 0])
+        assert rates["one-cycle"][0] == pytest.approx(0.004)
+        assert np.argmax(rates["one-cycle"]) == 3
+        assert max(rates["one-cycle"]) == pytest.approx(0.1)
+        assert rates["one-cycle"][10] == pytest.approx(0)
+
+
+class TestBringTo:
+    def test_black_around_and_grey_in_every_channel(self):
+        x = np.random.default_rng(0).integers(1, 256, (4, 1, 28, 28), dtype=np.uint8)
+        split = bring_to({"test": Split(x, np.arange(4))}, (3, 32, 32))["test"]
+        assert split.x.shape == (4, 3, 32, 32)
+        for channel in range(3):
+            np.testing.assert_array_equal(split.x[:, channel, 2:30, 2:30], x[:, 0])
+        assert split.x.sum() == 3 * x.sum(dtype=int)
+
+    def test_colours_stay(self):
+        x = np.random.default_rng(0).integers(1, 256, (4, 3, 4, 4), dtype=np.uint8)
+        split = bring_to({"test": Split(x, np.arange(4))}, (3, 6, 6))["test"]
+        np.testing.assert_array_equal(split.x[:, :, 1:5, 1:5], x)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ def _build(name):
     from modelfix_core.subjects.architectures import build, densenet, vgg
 
     if name == "vgg":
-        return vgg(10, 3, 16, blocks=((8,), (16, 16)), hidden=24)
+        return vgg(10, 3, 16, blocks=((8,), (16, 16)), hidden=(24,))
     if name == "densenet":
         return densenet(10, 3, blocks=(2, 2), growth=6, stem=12)
     channels = SHAPES[name][0]

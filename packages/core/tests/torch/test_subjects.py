@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from modelfix_core import Model, ModelfixError
+from modelfix_core.progress import ProgressReporter
 from modelfix_core.subject import Subject, prepared_subjects
 from modelfix_core.subjects import CATALOGUE, Recipe, prepare
 from modelfix_core.subjects.catalogue import NamedSubject
@@ -132,6 +133,36 @@ def test_an_unusable_device_is_said(tmp_path):
     assert prepared_subjects(tmp_path) == ([], [])
 
 
+def test_training_goes_on_where_it_was_interrupted(prepared, tmp_path, monkeypatch):
+    steps = []
+
+    class Interrupting(ProgressReporter):
+        def __call__(self, done, total, note):
+            steps.append(done)
+            if len(steps) == 30:  # in the second epoch of 24 steps
+                raise KeyboardInterrupt
+
+    # By its module: the package gives the name `prepare` to the function.
+    module = sys.modules["modelfix_core.subjects.prepare"]
+    monkeypatch.setattr(module, "ProgressReporter", Interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        prepare(LENET, tmp_path)
+    assert prepared_subjects(tmp_path) == ([], [])
+    card = prepare(LENET, tmp_path).subject.card
+    assert steps[30:] == list(range(25, 49))
+    assert card.model_hash == prepared.card.model_hash
+    assert card.history_hashes == prepared.card.history_hashes
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [LENET.name]
+
+
+def test_what_another_definition_has_left_is_not_taken_up(prepared, tmp_path):
+    left = tmp_path / f".{LENET.name}.training"
+    left.mkdir()
+    (left / "identity.txt").write_text("another")
+    (left / "state.pt").write_bytes(b"never read")
+    assert prepare(LENET, tmp_path).subject.card.model_hash == prepared.card.model_hash
+
+
 KILLED = """
 import sys
 from modelfix_core.subjects import CATALOGUE, Recipe, prepare
@@ -150,7 +181,7 @@ def test_a_run_that_is_ended_leaves_no_subject_and_the_next_one_works(tmp_path, 
         # A test run in the background ignores interrupts; what it starts would inherit that.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    first_epoch = tmp_path / ".fashion-mini-lenet5.partial" / "history" / "epoch-01.onnx"
+    first_epoch = tmp_path / ".fashion-mini-lenet5.training" / "history" / "epoch-01.onnx"
     deadline = time.monotonic() + 120
     while not first_epoch.exists():
         assert process.poll() is None, process.stderr.read().decode()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from modelfix_core.errors import ModelfixError
+from modelfix_core.foreign import Conventions
 from modelfix_core.subjects.catalogue import CATALOGUE
 from modelfix_core.subjects.own import EPSILON, prepare_own
 from modelfix_core.subjects.prepare import Prepared, prepare
@@ -26,8 +27,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; nothing was kept, run the same command again.", file=sys.stderr)
+        print("interrupted; the same command goes on from here.", file=sys.stderr)
         return INTERRUPTED
+    for note in prepared.subject.card.provenance.get("notes", []):
+        print(f"note: {note}.", file=sys.stderr)
     print(_sentence(prepared))
     return 0
 
@@ -65,15 +68,24 @@ def _own(arguments: Sequence[str]) -> Prepared:
         prog=f"{PROGRAM} {OWN}", description="Prepare a subject from your own model and data."
     )
     parser.add_argument("--name", required=True, help="of the subject")
-    parser.add_argument("--model", type=Path, required=True, help="ONNX file")
     parser.add_argument(
-        "--data", type=Path, required=True, help="folder with a sub-folder per class, or NPZ file"
+        "--model", required=True, help="ONNX or Keras file, or module:factory of PyTorch"
     )
+    parser.add_argument("--weights", type=Path, help="state dict of the PyTorch module")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="class folders, NPZ, NPY, or Parquet"
+    )
+    parser.add_argument("--labels", type=Path, help="CSV or NPY file of labels")
+    parser.add_argument("--classes", type=_names, help="names in the order of the model's outputs")
+    parser.add_argument("--group-column", help="the sensitive attribute")
     _add_common(parser)
+    parser.add_argument("--scale", type=float, help="value of a white pixel: 1 or 255")
+    parser.add_argument("--mean", type=_numbers, help="per channel, in the units of --scale")
+    parser.add_argument("--std", type=_numbers, help="per channel, in the units of --scale")
+    parser.add_argument("--layout", choices=["nchw", "nhwc"], help="order of the model's axes")
     parser.add_argument(
         "--epsilon", type=float, default=EPSILON, help="radius of the attack in pixel space"
     )
-    parser.add_argument("--group-name", default="group", help="what `group` of the NPZ file means")
     parser.add_argument("--history", type=Path, help="folder of ONNX models of the training epochs")
     parser.add_argument(
         "--risk",
@@ -89,11 +101,26 @@ def _own(arguments: Sequence[str]) -> Prepared:
         options.data,
         options.root,
         options.seed,
+        weights=options.weights,
+        labels=options.labels,
+        classes=options.classes,
+        group_column=options.group_column,
+        conventions=Conventions(options.scale, options.mean, options.std, options.layout),
         attack_epsilon=options.epsilon,
-        sensitive_attribute=options.group_name,
         risks=dict(options.risk) if options.risk else None,
         history=options.history,
     )
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _numbers(text: str) -> list[float]:
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.5,0.5,0.5") from None
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:

@@ -70,10 +70,14 @@ def vgg(
     channels: int = 3,
     size: int = 32,
     blocks: Sequence[Sequence[int]] = VGG16,
-    hidden: int = 512,
+    hidden: Sequence[int] = (512, 512),
     dropout: float = 0.5,
 ) -> nn.Sequential:
     """Build a VGG with BatchNorm for small images; the default is VGG16 for 32 x 32.
+
+    VGG16 has three dense layers (Simonyan and Zisserman, 2015). Their width is that of the last
+    block, so that one of them is square: VERE, which the study applied to its VGG16 alone, needs
+    that.
 
     Parameters
     ----------
@@ -81,10 +85,10 @@ def vgg(
         `size` is divisible by 2 to the number of blocks.
     blocks : sequence of sequence of int
         Output channels of the 3 x 3 convolutions; each block ends with a max-pool of 2.
-    hidden : int
-        Width of the dense layer before the classifier.
+    hidden : sequence of int
+        Widths of the dense layers before the last one.
     dropout : float
-        Before the classifier, in [0, 1).
+        After each of them, in [0, 1).
     """
     features: list[nn.Module] = []
     width = channels
@@ -98,15 +102,15 @@ def vgg(
             width = out
         features.append(nn.MaxPool2d(2))
     side = size // 2 ** len(blocks)
+    classifier: list[nn.Module] = []
+    width *= side * side
+    for out in hidden:
+        classifier += [nn.Linear(width, out), nn.ReLU(), nn.Dropout(dropout)]
+        width = out
     return _named(
         features=nn.Sequential(*features),
         flatten=nn.Flatten(),
-        classifier=nn.Sequential(
-            nn.Linear(width * side * side, hidden),
-            nn.ReLU(),
-            nn.Dropout(dropout),
-            nn.Linear(hidden, classes),
-        ),
+        classifier=nn.Sequential(*classifier, nn.Linear(width, classes)),
     )
 
 

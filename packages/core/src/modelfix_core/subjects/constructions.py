@@ -80,6 +80,32 @@ def colour_skew(splits: Mapping[str, Split], skew: float, seed: int) -> dict[str
     return variant
 
 
+def bring_to(splits: Mapping[str, Split], shape: tuple[int, int, int]) -> dict[str, Split]:
+    """Bring small images to a shape: black on all sides, grey copied to every channel.
+
+    Parameters
+    ----------
+    splits : mapping of str to Split
+        [N, c, h, w], where c is the number of channels of `shape` or 1.
+    shape : tuple of int
+        Channels, height and width, none smaller than those of the images.
+
+    Returns
+    -------
+    dict of str to Split
+        [N, C, H, W]
+    """
+    channels, height, width = shape
+    brought: dict[str, Split] = {}
+    for name, split in splits.items():
+        n, _, h, w = split.x.shape
+        top, left = (height - h) // 2, (width - w) // 2
+        x = np.zeros((n, channels, height, width), split.x.dtype)
+        x[:, :, top : top + h, left : left + w] = split.x
+        brought[name] = Split(x, split.y, split.group, split.ids)
+    return brought
+
+
 def _skewed_groups(y: np.ndarray, skew: float, rng: np.random.Generator) -> np.ndarray:
     """Assign exactly the share `skew` of every class to its majority group."""
     group = np.empty(len(y), dtype=np.int64)

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from modelfix_core.dataset import Dataset
 from modelfix_core.errors import ModelfixError
-from modelfix_core.files import explain_write_errors, replace_folder
+from modelfix_core.files import explain_write_errors, replace_folder, write_text
 from modelfix_core.model import Model
 from modelfix_core.progress import ProgressReporter
 from modelfix_core.record import provenance
@@ -26,7 +26,7 @@ from modelfix_core.subject import (
     file_hash,
 )
 from modelfix_core.subjects.catalogue import NamedSubject, named
-from modelfix_core.subjects.constructions import carve, colour_skew
+from modelfix_core.subjects.constructions import bring_to, carve, colour_skew
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,16 @@ def prepare(
     """
     definition = named(subject) if isinstance(subject, str) else subject
     identity = definition.identity(seed)
+    target = Path(root) / definition.name
 
     def build(folder: Path) -> None:
         started = perf_counter()
         dataset = make_dataset(definition, data, seed)
         dataset.save(folder)
         ready = perf_counter()
-        model = _train(definition, dataset, folder, device, seed)
+        scratch = _scratch(target, identity)
+        model = _train(definition, dataset, scratch, device, seed)
+        shutil.copytree(scratch / HISTORY_FOLDER, folder / HISTORY_FOLDER)
         trained = perf_counter()
         finish(
             folder,
@@ -92,7 +95,9 @@ def prepare(
             identity=identity,
         )
 
-    return build_once(Path(root) / definition.name, identity, build)
+    prepared = build_once(target, identity, build)
+    shutil.rmtree(target.with_name(f".{target.name}.training"), ignore_errors=True)
+    return prepared
 
 
 def make_dataset(definition: NamedSubject, data: Path | None, seed: int) -> Dataset:
@@ -103,13 +108,18 @@ def make_dataset(definition: NamedSubject, data: Path | None, seed: int) -> Data
     if definition.skew is not None:
         splits = colour_skew(splits, definition.skew, seed)
         group_name = "colour"
+    if definition.image is not None:
+        splits = bring_to(splits, definition.image)
     return Dataset(splits, origin.classes, definition.class_risks, group_name)
 
 
 def _train(
-    definition: NamedSubject, dataset: Dataset, folder: Path, device: str, seed: int
+    definition: NamedSubject, dataset: Dataset, scratch: Path, device: str, seed: int
 ) -> Model:
-    """Train the model, keep one ONNX file per epoch, and return the last one."""
+    """Train the model, keep one ONNX file per epoch in `scratch`, and return the last one.
+
+    What an interrupted run of the same subject has left in `scratch` is taken up.
+    """
     try:
         from modelfix_core.subjects import architectures, training
         from modelfix_core.torch import export
@@ -136,13 +146,28 @@ def _train(
             definition.recipe,
             seed=seed,
             device=device,
+            state=scratch / "state.pt",
             on_step=lambda done, total: report(done, total, note),
         )
         for epoch in epochs:
             model = export(network, shape, dataset.classes, subject=definition.name, epoch=epoch)
-            model.save(folder / HISTORY_FOLDER / f"epoch-{epoch:02d}.onnx")
+            model.save(_epoch_file(scratch, epoch))
             note = f"epoch {epoch}, validation accuracy {model.accuracy(validation):.1%}"
-    return model
+    return Model.load(_epoch_file(scratch, definition.recipe.epochs))
+
+
+def _epoch_file(folder: Path, epoch: int) -> Path:
+    return folder / HISTORY_FOLDER / f"epoch-{epoch:02d}.onnx"
+
+
+def _scratch(target: Path, identity: str) -> Path:
+    """Return the folder in which the training of a subject is kept until it is complete."""
+    folder = target.with_name(f".{target.name}.training")
+    owner = folder / "identity.txt"
+    if not owner.exists() or owner.read_text(encoding="utf-8") != identity:
+        shutil.rmtree(folder, ignore_errors=True)
+        write_text(owner, identity)
+    return folder
 
 
 def finish(
