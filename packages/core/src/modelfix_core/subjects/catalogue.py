@@ -166,8 +166,8 @@ CATALOGUE: Mapping[str, NamedSubject] = {
         ),
         NamedSubject(
             name="fashion-vgg16",
-            summary="Part of Fashion-MNIST at 3 x 32 x 32 with the VGG16 of cifar10-vgg16, attacked "
-            "as that is.",
+            summary="Part of Fashion-MNIST at 3 x 32 x 32 with the VGG16 of cifar10-vgg16, "
+            "attacked as that is.",
             source="fashion-mnist",
             sizes=FASHION_PART,
             image=(3, 32, 32),
