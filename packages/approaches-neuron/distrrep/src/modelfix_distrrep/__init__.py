@@ -1,1 +1,5 @@
-"""DISTRREP for modelfix: per-class repairs by Arachne, merged by risk-aware search."""
+"""DISTRREP: one repair for each dangerous misclassification, merged by a risk-aware search."""
+
+from modelfix_distrrep.approach import DistrRep
+
+__all__ = ["DistrRep"]
