@@ -1,1 +1,5 @@
-"""HUDD for modelfix: heatmaps of failures clustered into root causes that guide retraining."""
+"""HUDD: heatmaps of failures, clustered into root causes that choose what to retrain on."""
+
+from modelfix_hudd.approach import Hudd, HuddConfig
+
+__all__ = ["Hudd", "HuddConfig"]
