@@ -71,14 +71,14 @@ def test_sound_on_the_whole_area(mlp, case, hit_and_run, seed, early_exit):
 @pytest.mark.parametrize("n", [10.0, 100.0, 1000.0])
 def test_complete_every_consistent_fault_is_repaired(mlp, task, n):
     work = task(mlp((20, 24, 24, 10)))
-    result = run(Reassure(n=(n,), patches=("all",)), work)
+    result = run(Reassure(n=(n,), faults=("all",)), work)
     assert result.outcome is Outcome.FIXED
     entry = result.candidates[0]
-    assert entry["targets"] == 20 - entry["inconsistent"] > 15
+    assert entry["covered"] == 20 - entry["inconsistent"] > 15
     guarantees = verify(work.model, result.model, work.repair, work.validation)
     assert guarantees.complete
     assert guarantees.faults == 20
-    assert guarantees.repaired == entry["targets"] == entry["repaired"]
+    assert guarantees.repaired == entry["covered"] == entry["repaired"]
 
 
 # 4 ------------------------------------------------------------------------------------------------
@@ -250,10 +250,10 @@ def test_faults_of_one_region_become_one_patch(mlp, task):
     y[3] = (y[3] + 1) % 5
     merged = replace(work.repair, x=x, y=y, ids=np.arange(4))
     work.repair = merged
-    entry = run(Reassure(patches=("all",)), work).candidates[0]
+    entry = run(Reassure(faults=("all",)), work).candidates[0]
     wrong = int((model.predict(x).argmax(axis=1) != y).sum())
-    assert entry["step"] == 1
-    assert entry["targets"] == 3
+    assert entry["patches"] == 1
+    assert entry["covered"] == 3
     assert entry["inconsistent"] == wrong - 3
 
 

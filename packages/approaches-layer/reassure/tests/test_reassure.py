@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from modelfix_core.approach import Budget, Outcome
+from modelfix_core.approach import Budget, Candidate, Outcome
 from modelfix_core.errors import ModelfixError
 from modelfix_core.fixing import run
 from modelfix_core.model import Model
@@ -121,10 +121,10 @@ def test_skip_conflicts_leaves_out_regions_with_other_training_images(mlp, task)
     x[0] = work.repair.x[0]  # has the predicted label there, so that its region is in conflict
     y = work.model.predict(x).argmax(axis=1)
     work.train = type(work.train)(x, y)
-    every = run(Reassure(patches=("all",)), work).candidates[0]
-    free = run(Reassure(patches=("all",), skip_conflicts=True), work).candidates[0]
-    assert free["step"] < every["step"]
-    assert free["targets"] < every["targets"]
+    every = run(Reassure(faults=("all",)), work).candidates[0]
+    free = run(Reassure(faults=("all",), skip_conflicts=True), work).candidates[0]
+    assert free["patches"] < every["patches"]
+    assert free["covered"] < every["covered"]
 
 
 # -- runs ------------------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ def test_skip_conflicts_leaves_out_regions_with_other_training_images(mlp, task)
 
 def test_candidates_cover_the_grid_and_the_claimed_accuracy_is_true(mlp, task):
     work = task(mlp((10, 16, 16, 5)))
-    approach = Reassure(patches=(2, 5, "all"), n=(10.0, 1.0))
-    candidates = list(approach.candidates(work))
+    approach = Reassure(faults=(2, 5, "all"), n=(10.0, 1.0))
+    candidates = [p for p in approach.candidates(work) if isinstance(p, Candidate)]
     assert [c.values["n"] for c in candidates] == [1.0, 10.0] * 3
     assert [c.step for c in candidates][:4] == [2, 2, 5, 5]
     for candidate in candidates:
@@ -174,7 +174,7 @@ def test_a_used_up_budget_keeps_what_was_found(mlp, task):
 def test_without_training_data_the_box_comes_from_validation(mlp, task):
     work = task(mlp((10, 16, 16, 5)))
     work.train = None
-    assert run(Reassure(patches=(5,)), work).outcome is Outcome.FIXED
+    assert run(Reassure(faults=(5,)), work).outcome is Outcome.FIXED
 
 
 def test_verify_refuses_a_model_without_patches(mlp, task):
@@ -183,7 +183,7 @@ def test_verify_refuses_a_model_without_patches(mlp, task):
         verify(work.model, work.model, work.repair, work.validation)
 
 
-@pytest.mark.parametrize("options", [{"n": (0.0,)}, {"patches": (0,)}, {"tau": -1}, {"what": 1}])
+@pytest.mark.parametrize("options", [{"n": (0.0,)}, {"faults": (0,)}, {"tau": -1}, {"what": 1}])
 def test_bad_options_are_refused(options):
     with pytest.raises(ModelfixError, match="reassure"):
         Reassure(**options)

@@ -4,4 +4,4 @@ from modelfix_testing import ApproachStandardTests
 
 class TestReassure(ApproachStandardTests):
     approach = Reassure
-    config = {"patches": (5,), "n": (10.0,)}  # noqa: RUF012
+    config = {"faults": (5,), "n": (10.0,)}  # noqa: RUF012

@@ -9,6 +9,7 @@ from modelfix_core.approach import (
     ApproachInfo,
     Candidate,
     Category,
+    Evidence,
     Framework,
     Need,
     Task,
@@ -25,11 +26,11 @@ Steepness = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 class ReassureConfig(ApproachConfig):
     """Options of REASSURE; "code" is the authors' reference implementation."""
 
-    patches: tuple[Count, ...] = Field(
+    faults: tuple[Count, ...] = Field(
         (10, 20, 50, 100, "all"),
         min_length=1,
-        description="Numbers of patches to try, one patch for each linear region with faults, in "
-        "data order (code: PNN_MNIST.py repairs 10, 20, 50 and 100 points; `all` is ours).",
+        description="Numbers of faults to repair, in data order; faults of one linear region share "
+        "a patch (code: PNN_MNIST.py repairs 10, 20, 50 and 100 points; `all` is ours).",
     )
     n: tuple[Steepness, ...] = Field(
         (1.0, 10.0, 100.0, 1000.0),
@@ -54,6 +55,11 @@ class ReassureConfig(ApproachConfig):
         gt=0,
         description="Limit for the linear programs of one region; the region is then left out "
         "(ours).",
+    )
+    memory: float = Field(
+        8.0,
+        gt=0,
+        description="Limit in GB; decided by an estimate before anything is computed (ours).",
     )
     solver: Literal["auto", "simplex", "ipm"] = Field(
         "auto",
@@ -96,20 +102,20 @@ class Reassure(Approach):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
         "default": {},
         "paper": {
-            "patches": (10, 20, 50, 100),
+            "faults": (10, 20, 50, 100),
             "n": (0.5, 5.0, 50.0, 500.0),
             "tau": 0.0,
             "early_exit": False,
         },
-        "study": {"patches": (10, 20, 50, 100, "all")},
+        "study": {"faults": (10, 20, 50, 100, "all")},
     }
 
     def check(self, task: Task) -> None:
         """Refuse models that do not end in enough dense layers with (Leaky)ReLU between them."""
         self._block(task)
 
-    def candidates(self, task: Task) -> Iterator[Candidate]:
-        """Yield a repaired model for each number of patches and each steepness."""
+    def candidates(self, task: Task) -> Iterator[Candidate | Evidence]:
+        """Yield a repaired model for each number of faults and each steepness, and evidence."""
         from modelfix_reassure.repair import Repair
 
         yield from Repair(task, self._block(task), self.config).candidates()

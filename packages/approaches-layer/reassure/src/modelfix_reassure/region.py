@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 import highspy
 import numpy as np
+from modelfix_core.highs import QuietHighs
 
 from modelfix_reassure.block import Block
 
 SIMPLEX_FEATURES = 300  # above, interior point was faster (specification section 7)
+TOLERANCE = 1e-7  # HiGHS's, of constraints and of optima
 OPTIMUM_TOLERANCE = 1e-7  # relative gap at which HiGHS's interior point stops, rounded up
 
 
@@ -37,6 +39,37 @@ class Region:
     def binding(self) -> np.ndarray:
         """Return which rows a point of the box can violate, bool [m]; the others say nothing."""
         return _box_maximum(self.a, self.lower, self.upper) > self.b
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What makes one region right.
+
+    Attributes
+    ----------
+    values : ndarray of float64, [K]
+        What is added to the logits in the region.
+    excesses : ndarray of float64, [K]
+        By how much each class exceeds `label` in the region at most, before the patch.
+    label : int
+    constraints : int
+        Rows that describe the region, one for each hidden neuron.
+    faces : int
+        Of these, rows that a point within the box can violate; the others say nothing.
+    """
+
+    values: np.ndarray
+    excesses: np.ndarray
+    label: int
+    constraints: int
+    faces: int
+
+    @property
+    def margin(self) -> float:
+        """By how much `label` wins everywhere in the region, at least."""
+        rivals = np.arange(len(self.values)) != self.label
+        lead = self.values[self.label] - self.values - self.excesses
+        return float(lead[rivals].min())
 
 
 class NotSolved(Exception):
@@ -127,9 +160,7 @@ class Solver:
         return result
 
     def _start(self, region: Region) -> highspy.Highs:
-        highs = highspy.Highs()
-        highs.setOptionValue("output_flag", False)
-        highs.setOptionValue("threads", 1)
+        highs = QuietHighs()
         highs.setOptionValue("time_limit", float(self.seconds))
         if self._uses_simplex(region):
             highs.setOptionValue("solver", "simplex")

@@ -78,11 +78,10 @@ def verify(original: Model, fixed: Model, repair: Split, validation: Split) -> G
         )
     wrong = original.predict(repair).argmax(axis=1) != repair.y
     faults = repair.select(wrong)
-    covered = (_support(fixed, faults) == 1) & _consistent(original, faults)
+    covered = (support_of(fixed, faults) == 1) & _consistent(original, faults)
     right = fixed.predict(faults).argmax(axis=1) == faults.y
-    outside = _support(fixed, validation) == 0
-    old, new = original.predict(validation), fixed.predict(validation)
-    changed = (old.view(np.uint32) != new.view(np.uint32)).any(axis=1)
+    outside = support_of(fixed, validation) == 0
+    changed = changed_bits(original, fixed, validation)
     return Guarantees(
         patches=added[PREFIX + "steps"].dims[0],
         faults=len(faults),
@@ -96,9 +95,15 @@ def verify(original: Model, fixed: Model, repair: Split, validation: Split) -> G
     )
 
 
-def _support(fixed: Model, split: Split) -> np.ndarray:
+def support_of(fixed: Model, split: Split) -> np.ndarray:
     """Return the largest support of any patch at each input, float32 [N]."""
     return fixed.activations(split, [PATCH])[PATCH][:, 0]
+
+
+def changed_bits(original: Model, fixed: Model, split: Split) -> np.ndarray:
+    """Return which inputs have logits that are not bit-equal, bool [N]."""
+    old, new = original.predict(split), fixed.predict(split)
+    return (old.view(np.uint32) != new.view(np.uint32)).any(axis=1)
 
 
 def _consistent(original: Model, faults: Split) -> np.ndarray:
