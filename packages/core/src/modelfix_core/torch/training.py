@@ -28,6 +28,7 @@ from modelfix_core.torch.bridge import TorchModel
 REPORT_EVERY = 0.5  # seconds
 VALIDATION_BATCH = 500
 RECALIBRATION_IMAGES = 2000
+BESIDE = "beside"  # heads the names of parameters that are no weights of the model
 
 # From logits [V, N, K] of V views of N images (the first is the image itself) and labels [N].
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -64,6 +65,8 @@ class FineTuning:
         A fresh draw of so many images for each epoch; None takes all.
     recalibrate_bn : bool
         Estimate the statistics of BatchNorm again on clean training images before validation.
+    clip : float or None
+        Largest norm of all gradients together; larger ones are scaled down to it.
     """
 
     epochs: int = 10
@@ -79,6 +82,7 @@ class FineTuning:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     images_per_epoch: int | None = None
     recalibrate_bn: bool = False
+    clip: float | None = None
 
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step out of `steps`."""
@@ -347,6 +351,7 @@ def teach(
     *,
     name: str = "fine-tuning",
     part: tuple[int, int] = (0, 1),
+    measure: Callable[[], Mapping[str, float]] | None = None,
 ) -> Iterator[Candidate]:
     """Train as `fine_tune` does, with the steps of any lesson.
 
@@ -361,13 +366,16 @@ def teach(
     recipe : FineTuning
     name : str
     part : (int, int)
+    measure : callable, optional
+        Called after every epoch, with the net in evaluation mode; gives further values of the
+        candidate.
 
     Yields
     ------
     Candidate
         As from `fine_tune`.
     """
-    run = _Run(net, task, lesson, recipe, name, part)
+    run = _Run(net, task, lesson, recipe, name, part, measure)
     yield from run.resume()
     while not run.finished:
         yield run.epoch()
@@ -436,22 +444,36 @@ class Training:
         return result
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the optimiser's state."""
-        return {
+        """Return the optimiser's state, and parameters that are no weights of the model."""
+        state = {
             f"{number}.{key}": value.cpu().numpy()
             for number, entries in self.optimizer.state_dict()["state"].items()
             for key, value in entries.items()
             if isinstance(value, Tensor)
         }
+        beside = self._beside().items()
+        return state | {f"{BESIDE}.{name}": p.detach().cpu().numpy() for name, p in beside}
 
     def load_state(self, arrays: Mapping[str, np.ndarray]) -> None:
         """Put back what `state` returned."""
         state: dict[int, dict[str, Tensor]] = {}
+        beside = self._beside()
         for name, array in arrays.items():
             number, key = name.split(".", 1)
+            if number == BESIDE:
+                with torch.no_grad():
+                    beside[key].copy_(torch.from_numpy(array))
+                continue
             state.setdefault(int(number), {})[key] = torch.from_numpy(array)
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+    def _beside(self) -> dict[str, nn.Parameter]:
+        """Return what is trained along with the model and is none of its weights."""
+        if not isinstance(self.net, TorchModel):
+            return {}
+        own = set(self.net.parameter_names.values())
+        return {name: p for name, p in self.net.named_parameters() if name not in own}
 
     def _pass(self, number: int) -> tuple[float, float]:
         total = torch.zeros((), device=self.device)
@@ -469,6 +491,8 @@ class Training:
             self._set_rate((number - 1) * self.steps + min(taken, self.steps - 1))
             self.optimizer.zero_grad()
             self.fabric.backward(step.loss)
+            if self.recipe.clip is not None:
+                self.fabric.clip_gradients(self.module, self.optimizer, max_norm=self.recipe.clip)
             self.optimizer.step()
             total += step.loss.detach() * step.images
             right += step.right
@@ -484,9 +508,10 @@ class Training:
 
 
 class _Run:
-    def __init__(self, net, task, lesson, recipe, name, part) -> None:
+    def __init__(self, net, task, lesson, recipe, name, part, measure=None) -> None:
         self.net, self.task, self.recipe = net, task, recipe
         self.name, self.part = name, part
+        self.measure = measure or dict
         self.losses: list[float] = []  # on validation, one per finished epoch
         self.checkpoints = _checkpoints(task, recipe, lesson, name)
         self.training = Training(
@@ -534,6 +559,7 @@ class _Run:
                 "train_accuracy": accuracy,
                 "validation_loss": validation_loss,
                 "learning_rate": self.recipe.learning_rate,
+                **self.measure(),
             },
         )
         if self.checkpoints is not None:
