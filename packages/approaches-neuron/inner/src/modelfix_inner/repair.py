@@ -1,0 +1,146 @@
+"""Repair: masked gradient steps on one layer per block, led by its probe and by the labels."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from modelfix_core.torch import TorchModel
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax, softmax
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from modelfix_inner.blocks import Block
+from modelfix_inner.samples import Samples
+
+
+@dataclass(frozen=True)
+class Marked:
+    """A block that is repaired.
+
+    Attributes
+    ----------
+    block : Block
+    probe : nn.Module
+        In evaluation mode.
+    mask : Tensor of bool, like the layer's weight
+        Which weights may move; the bias always may.
+    """
+
+    block: Block
+    probe: nn.Module
+    mask: Tensor
+
+
+def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Return the cross-entropy between softened outputs, mean over rows (step 7).
+
+    Parameters
+    ----------
+    student, teacher : Tensor, [n, K]
+        Logits; no gradient flows into the teacher's.
+    temperature : float
+    """
+    wanted = softmax(teacher.detach() / temperature, dim=1)
+    return -(wanted * log_softmax(student / temperature, dim=1)).sum(dim=1).mean()
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Passes over faulty inputs that change the marked weights of a network in place.
+
+    Attributes
+    ----------
+    net : TorchModel
+        In evaluation mode before and after every pass.
+    batch_size : int
+    learning_rate : float
+        Of SGD without momentum.
+    alpha : float
+        Weight of the label against the clean partner's reading.
+    temperature : float
+    batch_statistics : bool
+        Whether BatchNorm, in the network and in the probes, uses the batches' statistics and lets
+        its own drift, as the authors' code does.
+    """
+
+    net: TorchModel
+    batch_size: int = 64
+    learning_rate: float = 7e-4
+    alpha: float = 0.8
+    temperature: float = 3.0
+    batch_statistics: bool = False
+
+    def by_probe(self, marked: Marked, faulty: Samples, clean: Tensor) -> float:
+        """Teach the probe's reading of faulty inputs: their label, and a clean partner's reading.
+
+        Parameters
+        ----------
+        marked : Marked
+        faulty : Samples
+            Of n inputs.
+        clean : Tensor, [n, C, H, W]
+            The partners.
+
+        Returns
+        -------
+        float
+            Mean loss of the pass.
+        """
+        losses = []
+        with self._training(marked) as parameters:
+            for rows in self._batches(len(clean)):
+                with torch.no_grad():
+                    partner = self._reading(marked, clean[rows])
+                reading = self._reading(marked, faulty.x[rows])
+                by_label = cross_entropy(reading, faulty.y[rows])
+                by_partner = distillation(reading, partner, self.temperature)
+                loss = self.alpha * by_label + (1 - self.alpha) * by_partner
+                self._step(parameters, marked.mask, loss)
+                losses.append(float(loss.detach()))
+        return sum(losses) / max(len(losses), 1)
+
+    def by_label(self, marked: Marked, faulty: Samples) -> None:
+        """Teach the network's own output for faulty inputs: their label (step 9)."""
+        with self._training(marked) as parameters:
+            for rows in self._batches(len(faulty.y)):
+                loss = cross_entropy(self.net(faulty.x[rows]), faulty.y[rows])
+                self._step(parameters, marked.mask, loss)
+
+    def _reading(self, marked: Marked, x: Tensor) -> Tensor:
+        # All of the network has to see the batch where its statistics are to drift.
+        beyond = [self.net.model.output_name] if self.batch_statistics else []
+        tap = marked.block.tap
+        return marked.probe(self.net.activations(x, [tap, *beyond])[tap])
+
+    def _batches(self, count: int) -> Iterator[slice]:
+        # A BatchNorm cannot take statistics of a single input.
+        smallest = 2 if self.batch_statistics else 1
+        for start in range(0, count - smallest + 1, self.batch_size):
+            yield slice(start, min(start + self.batch_size, count))
+
+    def _step(self, parameters: Sequence[Tensor], mask: Tensor, loss: Tensor) -> None:
+        weight, *bias = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            for parameter, gradient in zip(parameters, [weight * mask, *bias], strict=True):
+                parameter -= self.learning_rate * gradient
+
+    @contextmanager
+    def _training(self, marked: Marked) -> Iterator[list[Tensor]]:
+        """Open the layer's parameters, and the statistics where they are to drift.
+
+        Everything else stays frozen, so that nothing is differentiated below the layer.
+        """
+        self.net.requires_grad_(False)
+        parameters = [self.net.tensor(name) for name in marked.block.layer.parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        parts = [*self.net.modules(), *marked.probe.modules()]
+        drifting = [part for part in parts if isinstance(part, _BatchNorm)]
+        for norm in drifting if self.batch_statistics else []:
+            norm.train()
+        try:
+            yield parameters
+        finally:
+            for norm in drifting:
+                norm.eval()
