@@ -12,7 +12,8 @@ from modelfix_reassure import Reassure, verify
 from modelfix_reassure.block import Block, find_block
 from modelfix_reassure.graph import extend
 from modelfix_reassure.network import PatchNetwork
-from modelfix_reassure.region import Region, Solver, constant_patch
+from modelfix_reassure.region import Region, Solver, build_region, constant_patch
+from modelfix_reassure.repair import Repair
 from scipy.optimize import linprog
 
 NETS = [(5, 8, 8, 3), (10, 16, 16, 5), (20, 24, 24, 10)]
@@ -280,6 +281,27 @@ def test_a_later_patch_that_reaches_into_a_region_is_counted(mlp, case):
     network = PatchNetwork(block, np.stack([pattern, other]), np.eye(5)[:2], 1e-6)
     assert network.supports(h[None]).leaks(np.array([0]), 2).all()
     assert not network.supports(h[None]).leaks(np.array([0]), 1).any()
+
+
+def test_each_region_is_right_where_no_later_patch_reaches(mlp, task, hit_and_run):
+    # What the proofs of scope "region" say, sampled with all patches in place.
+    work = task(mlp((20, 24, 24, 10)))
+    repair = Repair(work, find_block(work.model), Reassure().config)
+    given = repair._given(20)
+    network, lower_upper = given.network(repair.block, 100.0), repair.box
+    checked = 0
+    for own, patch in enumerate(given.patches):
+        pattern = network.patterns[own]
+        region = build_region(repair.block, pattern, *lower_upper)
+        start = repair.repair.h[given.faults.example[given.solved[own]]]
+        points = hit_and_run(region, start, 50)
+        supports = network.supports(points)
+        free = ~supports.leaks(np.full(50, own), len(network))
+        logits = patched(network, points)[free]
+        rivals = np.delete(logits, patch.label, axis=1).max(axis=1)
+        assert (logits[:, patch.label] - rivals >= patch.margin - 1e-7).all()
+        checked += free.sum()
+    assert checked > 500
 
 
 # 8 ------------------------------------------------------------------------------------------------

@@ -1,16 +1,23 @@
 """The graph, the grid, and how runs end."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from modelfix_core.approach import Budget, Candidate, Outcome
 from modelfix_core.errors import ModelfixError
 from modelfix_core.fixing import run
+from modelfix_core.job import Job
 from modelfix_core.model import Model
-from modelfix_reassure import Reassure, verify
+from modelfix_core.record import Record, load_evidence
+from modelfix_reassure import Reassure, repair, verify
 from modelfix_reassure.block import find_block
 from modelfix_reassure.faults import locate, merge
 from modelfix_reassure.graph import extend
+from modelfix_reassure.memory import estimate
 from modelfix_reassure.network import PatchNetwork
+from modelfix_testing import tiny_subject
 
 
 def random_network(model: Model, n: float, count: int = 12) -> PatchNetwork:
@@ -175,6 +182,119 @@ def test_without_training_data_the_box_comes_from_validation(mlp, task):
     work = task(mlp((10, 16, 16, 5)))
     work.train = None
     assert run(Reassure(faults=(5,)), work).outcome is Outcome.FIXED
+
+
+def test_training_images_in_pieces_give_the_same_box(mlp, task, monkeypatch):
+    whole = run(Reassure(faults=(5,)), task(mlp((10, 16, 16, 5))))
+    monkeypatch.setattr(repair, "CHUNK", 7 * 8 * 10)  # seven images at a time
+    pieces = run(Reassure(faults=(5,)), task(mlp((10, 16, 16, 5))))
+    assert pieces.model.hash == whole.model.hash
+
+
+def test_nothing_is_printed():
+    code = "from modelfix_core.highs import QuietHighs; QuietHighs().run()"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert output.stdout == output.stderr == b""
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+
+def test_too_little_memory_is_a_failure_with_the_figure(mlp, task):
+    work = task(mlp((10, 16, 16, 5)))
+    for changes, budget in (({"memory": 1e-6}, None), ({}, 100)):
+        work.budget = Budget(memory=budget)
+        result = run(Reassure(**changes), work)
+        assert result.outcome is Outcome.FAILURE
+        assert "memory: 600 inputs with 10 features and regions of 32" in result.reason
+        assert "would need about" in result.reason
+
+
+def test_memory_limit_of_a_job_is_a_failure(tmp_path):
+    subject = tiny_subject(tmp_path)
+    job = Job(
+        approach="reassure",
+        subject=tmp_path / subject.card.name,
+        record=tmp_path / "runs" / "1",
+        memory=50_000_000,  # less than Python takes with onnxruntime
+    )
+    # In a process of its own, since a job that outgrows its limit is ended.
+    command = [sys.executable, "-m", "modelfix_core.job", str(job.save())]
+    subprocess.run(command, check=True, capture_output=True)
+    record = Record.load(job.record)
+    assert record.outcome is Outcome.FAILURE
+    assert "memory" in record.reason
+
+
+def test_memory_estimates_grow_with_inputs_and_regions():
+    lenet = estimate(11_000, 144, [120, 84], 2)
+    vgg = estimate(11_000, 512, [4096, 4096], 2)
+    assert 10e6 < lenet < 50e6
+    assert 0.3e9 < vgg < 2e9
+
+
+# -- evidence --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown(mlp, task):
+    work = task(mlp((20, 24, 24, 10)))
+    result = run(Reassure(faults=("all",), n=(100.0,)), work)
+    return work, result, {evidence.name: evidence for evidence in result.evidence}
+
+
+def test_guarantees_are_checked_on_the_fixed_model(shown):
+    work, result, evidence = shown
+    columns = evidence["guarantees"].columns
+    rows = list(zip(*(columns[name] for name in ("split", "guarantee", "holds")), strict=True))
+    entry, kept = (
+        result.candidates[0],
+        verify(work.model, result.model, work.repair, work.validation),
+    )
+    assert rows.count(("repair", "right after the repair", True)) == entry["repaired"]
+    assert rows.count(("validation", "unchanged outside all regions", True)) == kept.outside
+    assert len(rows) == 20 + kept.outside
+    assert list(columns["constraints"][:20]) == [48] * 20
+    assert all(0 < faces <= 48 for faces in columns["faces"][:20])
+    assert f"{kept.outside} of {kept.outside} validation inputs" in evidence["guarantees"].summary
+
+
+def test_proofs_hold_at_faults_and_in_their_regions(shown):
+    work, result, evidence = shown
+    columns = evidence["proofs"].columns
+    assert all(columns["holds"])
+    assert len(columns["sample"]) == 2 * result.candidates[0]["covered"]
+    labels = dict(zip(work.repair.ids, work.repair.y, strict=True))
+    for sample, text, scope, margin in zip(
+        columns["sample"], columns["property"], columns["scope"], columns["margin"], strict=True
+    ):
+        where = "at the point" if scope == "point" else "everywhere in the linear region"
+        assert text.startswith(f"class {labels[sample]} wins by at least 0.0001 {where}")
+        assert margin > 0
+
+
+def test_growth_is_that_of_the_graph(shown):
+    work, result, evidence = shown
+    columns = evidence["growth"].columns
+    graphs = [model.proto().graph for model in (work.model, result.model)]
+    assert [columns["before"][0], columns["after"][0]] == [len(g.node) for g in graphs]
+    sizes = [sum(int(np.prod(t.dims)) for t in g.initializer) for g in graphs]
+    assert [columns["before"][1], columns["after"][1]] == sizes
+
+
+def test_evidence_lies_in_the_record(tmp_path):
+    subject = tiny_subject(tmp_path)
+    job = Job(
+        approach="reassure",
+        config={"faults": [3], "n": [100.0]},
+        subject=tmp_path / subject.card.name,
+        record=tmp_path / "runs" / "1",
+    )
+    job.save()
+    subprocess.run(
+        [sys.executable, "-m", "modelfix_core.job", str(job.partial / "job.json")], check=True
+    )
+    assert [e.name for e in load_evidence(job.record)] == ["growth", "guarantees", "proofs"]
 
 
 def test_verify_refuses_a_model_without_patches(mlp, task):

@@ -139,8 +139,9 @@ def proofs(fixed: Model, given: Given, tau: float) -> Evidence:
     return Evidence(
         "proofs",
         f"{count} faults in {len(given.patches)} linear regions: their label wins at the input "
-        "itself (measured in the fixed model) and everywhere in its region within the observed "
-        "range of each feature (proven), except where the fall-off of a later patch reaches in.",
+        "itself (measured in the fixed model) and, in exact arithmetic, everywhere in its region "
+        "within the observed range of each feature (proven), except where the fall-off of a later "
+        "patch reaches in.",
         {
             "sample": np.repeat(given.split.ids[chosen], 2),
             "property": [f"class {k} wins by at least {tau:g} {at}" for k in y for at in places],
