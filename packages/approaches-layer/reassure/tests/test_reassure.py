@@ -17,6 +17,7 @@ from modelfix_reassure.faults import locate, merge
 from modelfix_reassure.graph import extend
 from modelfix_reassure.memory import estimate
 from modelfix_reassure.network import PatchNetwork
+from modelfix_reassure.region import Solver
 from modelfix_testing import tiny_subject
 
 
@@ -208,6 +209,17 @@ def test_too_little_memory_is_a_failure_with_the_figure(mlp, task):
         assert result.outcome is Outcome.FAILURE
         assert "memory: 600 inputs with 10 features and regions of 32" in result.reason
         assert "would need about" in result.reason
+
+
+def test_a_solver_without_memory_is_a_failure(mlp, task, monkeypatch):
+    def exhausted(*_):
+        raise MemoryError("std::bad_alloc")
+
+    monkeypatch.setattr(Solver, "excesses", exhausted)
+    result = run(Reassure(), task(mlp((10, 16, 16, 5))))
+    assert result.outcome is Outcome.FAILURE
+    assert "no patch could be computed" in result.reason
+    assert "out of memory" in result.reason
 
 
 def test_memory_limit_of_a_job_is_a_failure(tmp_path):

@@ -177,7 +177,7 @@ class Repair:
         if not found:
             raise Failure(
                 f"no patch could be computed for any of {len(chosen)} regions "
-                f"({self.unsolved[0]}); raise seconds_per_point"
+                f"({self.unsolved[0]}); give it more time (seconds_per_point) or memory"
             )
         split = self.task.repair.select(self.wrong[:count])
         return Given(split, faults, np.array(list(found)), list(found.values()))
@@ -205,8 +205,9 @@ class Repair:
     def _result(self, future: Future) -> Patch | None:
         try:
             return future.result()
-        except NotSolved as reason:
-            self.unsolved.append(str(reason))
+        except (NotSolved, MemoryError) as error:
+            reason = "out of memory" if isinstance(error, MemoryError) else str(error)
+            self.unsolved.append(reason)
             logger.warning("a region is left out: %s", reason)
             return None
 
