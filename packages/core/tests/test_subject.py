@@ -15,7 +15,7 @@ def npz(tmp_path, model):
     x = np.random.default_rng(3).integers(0, 256, (90, *model.input_shape), dtype=np.uint8)
     y = model.predict(x.astype(np.float32) / 255).argmax(axis=1)
     path = tmp_path / "data.npz"
-    np.savez(path, x=x, y=y, classes=["a", "b", "c"], group=np.arange(90) % 2)
+    np.savez(path, x=x, y=y, classes=["a", "b", "c"], side=np.arange(90) % 2)
     return path
 
 
@@ -32,7 +32,7 @@ def subject(tmp_path, model, npz) -> Subject:
         tmp_path / "subjects",
         risks={"c": 2.0},
         history=history,
-        sensitive_attribute="side",
+        group_column="side",
     ).subject
 
 

@@ -78,7 +78,7 @@ def test_reuse_and_renewal(tmp_path, model_path, npz):
         (pixels(60), np.arange(60) % 2, "predicts 3 classes but the data have 2"),
         (pixels(60), np.arange(60) % 4, "predicts 3 classes but the data have 4"),
         (pixels(60, (3, 4, 4)), np.arange(60) % 3, r"images of shape \[1, 4, 4\]"),
-        (pixels(60, (1, 5, 5)), np.arange(60) % 3, r"the train split has \[1, 5, 5\]"),
+        (pixels(60, (1, 5, 5)), np.arange(60) % 3, r"\[1, 4, 4\] but the data have \[1, 5, 5\]"),
         (pixels(60), np.arange(60) / 3, "labels are float64"),
         (pixels(60) / 100.0, np.arange(60) % 3, "pixels from 0 to 2.5"),
         (pixels(4), np.arange(4) % 3, "split is empty"),

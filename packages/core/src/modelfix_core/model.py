@@ -100,15 +100,7 @@ class Model:
             ONNX, refers to data outside its folder or has unusable inputs or outputs.
         """
         path = Path(path)
-        proto = _read(path)
-        _load_external_data(proto, path)
-        try:
-            onnx.checker.check_model(proto)
-        except (onnx.checker.ValidationError, ValueError) as error:
-            profile._refuse_unknown_operators(proto, str(path))
-            reason = str(error).strip().splitlines()[0]
-            raise ModelfixError(f"{path}: is not a valid ONNX model ({reason}).") from error
-        model = cls(proto, str(path))
+        model = cls(read_file(path), str(path))
         model._session()  # a graph that onnxruntime cannot build is refused now, not later
         return model
 
@@ -324,6 +316,25 @@ def _session(serialized: bytes, name: str) -> onnxruntime.InferenceSession:
     except Exception as error:  # onnxruntime's exceptions share no public base class
         reason = str(error).strip().splitlines()[0]
         raise ModelfixError(f"{name}: onnxruntime cannot run this model ({reason}).") from error
+
+
+def read_file(path: Path) -> onnx.ModelProto:
+    """Read and check an ONNX file, as it is.
+
+    Raises
+    ------
+    ModelfixError
+        If the file is missing, too large, not ONNX, broken or refers to data outside its folder.
+    """
+    proto = _read(path)
+    _load_external_data(proto, path)
+    try:
+        onnx.checker.check_model(proto)
+    except (onnx.checker.ValidationError, ValueError) as error:
+        profile.refuse_unknown_operators(proto, str(path))
+        reason = str(error).strip().splitlines()[0]
+        raise ModelfixError(f"{path}: is not a valid ONNX model ({reason}).") from error
+    return proto
 
 
 def _read(path: Path) -> onnx.ModelProto:

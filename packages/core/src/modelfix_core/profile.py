@@ -37,11 +37,11 @@ def to_profile(proto: onnx.ModelProto, name: str) -> list[str]:
     ModelfixError
         If an operator is not part of standard ONNX or the input or output cannot be used.
     """
-    _refuse_unknown_operators(proto, name)
+    refuse_unknown_operators(proto, name)
     if metadata(proto).get(MARK) == VERSION:
         return []
     notes: list[str] = []
-    _raise_opset(proto, name, notes)
+    raise_opset(proto, name, notes)
     _inputs_without_initializers(proto)
     _check_input(proto, name)
     _cut_softmax(proto, notes)
@@ -71,7 +71,8 @@ def opset_of(proto: onnx.ModelProto) -> int:
     return next((o.version for o in proto.opset_import if o.domain in ("", "ai.onnx")), 0)
 
 
-def _refuse_unknown_operators(proto: onnx.ModelProto, name: str) -> None:
+def refuse_unknown_operators(proto: onnx.ModelProto, name: str) -> None:
+    """Raise `ModelfixError` for the first operator that standard ONNX does not have."""
     version = opset_of(proto)
     for node in proto.graph.node:
         known = node.domain in ("", "ai.onnx") and onnx.defs.has(node.op_type, version or 1)
@@ -83,7 +84,8 @@ def _refuse_unknown_operators(proto: onnx.ModelProto, name: str) -> None:
             )
 
 
-def _raise_opset(proto: onnx.ModelProto, name: str, notes: list[str]) -> None:
+def raise_opset(proto: onnx.ModelProto, name: str, notes: list[str]) -> None:
+    """Convert an older model to the smallest opset of the profile, in place."""
     version = opset_of(proto)
     if version >= MIN_OPSET:
         return
@@ -105,7 +107,8 @@ def _inputs_without_initializers(proto: onnx.ModelProto) -> None:
     proto.graph.input.extend(inputs)
 
 
-def _dims(value: onnx.ValueInfoProto) -> list[int | None]:
+def axes_of(value: onnx.ValueInfoProto) -> list[int | None]:
+    """Return the sizes of the axes of an input or output, None for those that are open."""
     dims = value.type.tensor_type.shape.dim
     return [d.dim_value if d.HasField("dim_value") and d.dim_value > 0 else None for d in dims]
 
@@ -114,7 +117,7 @@ def _check_input(proto: onnx.ModelProto, name: str) -> None:
     inputs = proto.graph.input
     if len(inputs) != 1:
         raise ModelfixError(f"{name}: has {len(inputs)} inputs; expected one batch of images.")
-    tensor, dims = inputs[0].type.tensor_type, _dims(inputs[0])
+    tensor, dims = inputs[0].type.tensor_type, axes_of(inputs[0])
     if tensor.elem_type != TensorProto.FLOAT or len(dims) != 4 or None in dims[1:]:
         kind = TensorProto.DataType.Name(tensor.elem_type)
         raise ModelfixError(
@@ -126,7 +129,7 @@ def _check_input(proto: onnx.ModelProto, name: str) -> None:
 def _check_output(proto: onnx.ModelProto, name: str) -> None:
     outputs = proto.graph.output
     inferred = onnx.shape_inference.infer_shapes(proto).graph.output[0]
-    dims = _dims(inferred)
+    dims = axes_of(inferred)
     if len(outputs) != 1 or len(dims) != 2 or not dims[1] or dims[1] < 2:
         raise ModelfixError(
             f"{name}: its output is {dims}; expected one tensor of logits [N, K] with K >= 2."
@@ -241,10 +244,10 @@ def _absorb_bias(graph, node, weights, uses, attributes) -> None:
 
 def _dynamic_batch(proto: onnx.ModelProto, notes: list[str]) -> None:
     value = proto.graph.input[0]
-    dims = _dims(value)
+    dims = axes_of(value)
     if dims[0] is not None:
         notes.append(f"the fixed batch size {dims[0]} was made dynamic")
-        _free_reshapes(proto, dims[0])
+        free_reshapes(proto, dims[0])
     value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, ["N", *dims[1:]]))
     # Inferred shapes in the file may carry the old batch size.
     del proto.graph.value_info[:]
@@ -252,15 +255,21 @@ def _dynamic_batch(proto: onnx.ModelProto, notes: list[str]) -> None:
     output.type.tensor_type.ClearField("shape")
 
 
-def _free_reshapes(proto: onnx.ModelProto, batch: int) -> None:
-    weights = {tensor.name: tensor for tensor in proto.graph.initializer}
+def free_reshapes(proto: onnx.ModelProto, batch: int) -> None:
+    """Let the targets of Reshape leave the batch size open, be they initializers or constants."""
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer}
     for node in proto.graph.node:
-        if node.op_type != "Reshape" or node.input[1] not in weights:
+        if node.op_type == "Constant" and node.attribute[0].name == "value":
+            tensors[node.output[0]] = node.attribute[0].t
+    for node in proto.graph.node:
+        known = node.op_type == "Reshape" and node.input[1] in tensors
+        if not known or node.input[0] in tensors:
             continue
-        target = numpy_helper.to_array(weights[node.input[1]]).copy()
-        if len(target) == 2 and target[0] == batch and target[1] > 0:
-            target[0] = -1
-            weights[node.input[1]].CopyFrom(numpy_helper.from_array(target, node.input[1]))
+        target = numpy_helper.to_array(tensors[node.input[1]]).copy()
+        if len(target) < 2 or target[0] != batch:
+            continue
+        target[0] = 0 if -1 in target else -1  # 0 takes over the size of the input
+        tensors[node.input[1]].CopyFrom(numpy_helper.from_array(target, node.input[1]))
 
 
 def _name_nodes(proto: onnx.ModelProto) -> None:

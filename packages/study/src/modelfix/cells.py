@@ -1,14 +1,15 @@
 """One cell after the other: prepare, fix and evaluate, each in its environment."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelfix_core.errors import ModelfixError
+from modelfix_core.foreign import kind_of
 from modelfix_core.job import INTERRUPTED, USER_ERROR, Job
 from modelfix_core.record import Record, config_digest
 
+from modelfix.own import Own
 from modelfix.runtimes import Runtimes, run_module
 
 PREPARED = "subject.json"
@@ -97,20 +98,19 @@ def prepare(home: Home, runtimes: Runtimes, name: str, arguments: Sequence[str] 
     return folder
 
 
-def prepare_own(
-    home: Home, runtimes: Runtimes, name: str, model: Path, data: Path, seed: int = 0
-) -> Path:
-    """Make a subject of the user's own model and data, and return its folder."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        raise ModelfixError(
-            f"--name {name!r}: use letters, digits, '.', '_' and '-' only; it names a folder."
-        )
-    own = ["--name", name, "--model", str(model), "--data", str(data), "--seed", str(seed)]
+def prepare_own(home: Home, runtimes: Runtimes, own: Own, seed: int = 0) -> str:
+    """Make a subject of the user's own model and data, and return its name."""
+    name, model = own.check()
     done = run_module(
-        runtimes.subjects(), "modelfix_core.subjects", "own", *own, "--root", str(home.subjects)
+        runtimes.own(kind_of(model)),
+        "modelfix_core.subjects",
+        "own",
+        *own.arguments(),
+        f"--seed={seed}",
+        f"--root={home.subjects}",
     )
     _check(done.returncode, f"preparing {name}")
-    return home.subject(name)
+    return name
 
 
 def fix(home: Home, runtimes: Runtimes, job: Job) -> Cell:

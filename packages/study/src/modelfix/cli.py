@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modelfix import __version__
+from modelfix import __version__, own
 from modelfix.study_cli import study
 
 if TYPE_CHECKING:
-    from modelfix.cells import Cell, Home
+    from modelfix.cells import Cell
     from modelfix.runtimes import Runtimes
 
 DEFAULT_SUBJECT = "fashion-mini-lenet5"
@@ -46,16 +46,6 @@ HomeOption = Annotated[
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 SubjectOption = Annotated[str, typer.Option("--subject", "-s", help="A named or prepared subject.")]
-ModelOption = Annotated[
-    Path | None, typer.Option("--model", "-m", help="Your own model (ONNX), instead of a subject.")
-]
-DataOption = Annotated[
-    Path | None,
-    typer.Option("--data", "-d", help="Your own data: a folder of images per class, or an NPZ."),
-]
-NameOption = Annotated[
-    str | None, typer.Option("--name", help="How to call your own model and data.")
-]
 HOME = Path("results")
 
 
@@ -154,25 +144,42 @@ def check(
 @app.command()
 def prepare(
     subject: Annotated[str | None, typer.Argument(help="A named subject.")] = None,
-    name: NameOption = None,
-    model: ModelOption = None,
-    data: DataOption = None,
+    name: own.Name = None,
+    model: own.ModelSource = None,
+    weights: own.Weights = None,
+    data: own.Data = None,
+    labels: own.Labels = None,
+    classes: own.Classes = None,
+    group_column: own.GroupColumn = None,
+    risk: own.Risk = None,
+    scale: own.Scale = None,
+    mean: own.Mean = None,
+    std: own.Std = None,
+    layout: own.LayoutOption = None,
+    history: own.History = None,
     seed: Annotated[int, typer.Option(help="Of splits and training.")] = 0,
     home: HomeOption = HOME,
 ) -> None:
-    """Prepare a named subject, or one of your own model and data."""
+    """Prepare a named subject, or one of your own model and data.
+
+    Example: modelfix prepare --name mine --model my.onnx --data folder/
+    """
     from modelfix_core.errors import ModelfixError
 
     from modelfix import cells
     from modelfix.runtimes import Runtimes
 
     place = cells.Home(Path(home).absolute())
-    if subject is not None and (model or data):
+    mine = own.Own(
+        name, model, weights, data, labels, classes, group_column, risk, scale, mean, std, layout,
+        history,
+    )  # fmt: skip
+    if subject is not None and mine.given:
         raise ModelfixError("give either a named subject or --model with --data, not both.")
     if subject is not None:
         cells.prepare(place, Runtimes(), subject, ["--seed", str(seed)])
     else:
-        subject = _prepare_own(place, Runtimes(), name, model, data, seed)
+        subject = cells.prepare_own(place, Runtimes(), mine, seed)
     print(f"{place.subject(subject)}")
 
 
@@ -180,9 +187,19 @@ def prepare(
 def fix(
     approach: Annotated[str, typer.Option("--approach", "-a", help="Its name or abbreviation.")],
     subject: SubjectOption = DEFAULT_SUBJECT,
-    model: ModelOption = None,
-    data: DataOption = None,
-    name: NameOption = None,
+    name: own.Name = None,
+    model: own.ModelSource = None,
+    weights: own.Weights = None,
+    data: own.Data = None,
+    labels: own.Labels = None,
+    classes: own.Classes = None,
+    group_column: own.GroupColumn = None,
+    risk: own.Risk = None,
+    scale: own.Scale = None,
+    mean: own.Mean = None,
+    std: own.Std = None,
+    layout: own.LayoutOption = None,
+    history: own.History = None,
     preset: Annotated[str, typer.Option(help="A preset of the approach.")] = "default",
     option: Annotated[
         list[str] | None,
@@ -219,8 +236,12 @@ def fix(
     info = Catalogue().find(approach)
     place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
     config = _options(option or [])
-    if model or data:
-        subject = _prepare_own(place, runtimes, name, model, data, seed=0)
+    mine = own.Own(
+        name, model, weights, data, labels, classes, group_column, risk, scale, mean, std, layout,
+        history,
+    )  # fmt: skip
+    if mine.given:
+        subject = cells.prepare_own(place, runtimes, mine)
     elif _is_named(subject):
         cells.prepare(place, runtimes, subject)
     else:
@@ -463,28 +484,6 @@ def _plant(
         broken=gate.parse_share(broken, "--broken"),
         seed=seed,
     ).subject
-
-
-def _prepare_own(
-    home: "Home",
-    runtimes: "Runtimes",
-    name: str | None,
-    model: Path | None,
-    data: Path | None,
-    seed: int,
-) -> str:
-    from modelfix_core.errors import ModelfixError
-
-    from modelfix import cells
-
-    if model is None or data is None:
-        raise ModelfixError(
-            "give a named subject, or your own with both --model MODEL.onnx and --data FOLDER (or "
-            "an NPZ file)."
-        )
-    name = name or model.stem
-    cells.prepare_own(home, runtimes, name, model.absolute(), data.absolute(), seed)
-    return name
 
 
 def _evaluate(

@@ -31,7 +31,7 @@ class Finding:
 
 
 def examine(home: Path, subject: str | None) -> list[Finding]:
-    """Look at everything, or at one subject thoroughly (every file against its hash)."""
+    """Look at everything, or at one subject thoroughly: files, labels, images, predictions."""
     if subject is not None:
         return list(_subject(home / "subjects" / subject))
     return [*_machine(home), *_approaches(), *_data(), *_subjects(home / "subjects")]
@@ -90,11 +90,11 @@ def _subjects(folder: Path) -> Iterator[Finding]:
 
 
 def _subject(folder: Path) -> Iterator[Finding]:
+    from modelfix.checkup import check_up
+
     try:
-        problems = Subject.load(folder).problems()
+        subject = Subject.load(folder)
     except ModelfixError as error:
-        problems = [str(error)]
-    if not problems:
-        yield Finding(folder.name, True, "every file has the hash that its card states")
-    for problem in problems:
-        yield Finding(folder.name, False, problem)
+        yield Finding(folder.name, False, str(error))
+        return
+    yield from (Finding(*symptom) for symptom in check_up(subject))

@@ -30,6 +30,12 @@ class Runtimes:
         """Return the Python that trains and exports subjects."""
         return self._part("core-torch", "modelfix-core", "[subjects]", "torchvision")
 
+    def own(self, kind: str) -> Path:
+        """Return the Python that reads a foreign model: ONNX here, others with their framework."""
+        if kind == "keras":
+            return self._part("core-keras", "modelfix-core", "[tensorflow]", "tensorflow")
+        return self.subjects() if kind == "torch" else Path(sys.executable)
+
     def metrics(self) -> Path:
         """Return the Python that evaluates and attacks."""
         return self._part("metrics", "modelfix-metrics", "[attack]", "foolbox")

@@ -2,15 +2,17 @@
 
 The layers that can be exported: Conv2D, DepthwiseConv2D, Dense, BatchNormalization, Dropout, ReLU,
 LeakyReLU, ELU, Activation, Softmax, MaxPooling2D, AveragePooling2D, GlobalAveragePooling2D,
-ZeroPadding2D, Flatten, Permute, Add, Subtract, Multiply, Concatenate, Rescaling, Identity, nested
-models, and the layers of `modelfix_core.keras.layers`; activations relu, relu6, leaky_relu, elu,
-sigmoid, tanh, softmax. BatchNorm and Dropout are kept. A layer ``conv1`` gives the initializers
-``conv1.weight`` and ``conv1.bias``, a BatchNorm also ``.running_mean`` and ``.running_var``; their
-bits are those of Keras.
+ZeroPadding2D, Flatten, Reshape, Permute, Add, Subtract, Multiply, Concatenate, Rescaling, Identity,
+nested models, and the layers of `modelfix_core.keras.layers`; activations relu, relu6, leaky_relu,
+elu, sigmoid, tanh, softmax. BatchNorm and Dropout are kept. A layer ``conv1`` gives the
+initializers ``conv1.weight`` and ``conv1.bias``, a BatchNorm also ``.running_mean`` and
+``.running_var``; their bits are those of Keras.
 """
 
 import json
 import logging
+import re
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,24 +88,71 @@ def import_file(path: str | Path) -> Model:
     ModelfixError
         If the file cannot be read, is refused as unsafe (Lambda layers), or cannot be converted.
     """
-    path = Path(path)
+    return convert(load_file(Path(path)), str(path))
+
+
+def load_file(path: Path) -> keras.Model:
+    """Load a Keras file without its training state, refusing code that it may carry.
+
+    Raises
+    ------
+    ModelfixError
+        If it is missing, unreadable, unsafe or has custom layers.
+    """
     if not path.is_file():
         raise ModelfixError(f"{path}: does not exist; give the path of a .keras or .h5 file.")
     try:
-        keras_model = keras.saving.load_model(path, compile=False, safe_mode=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of arguments that Keras 2 called otherwise
+            return keras.saving.load_model(
+                path,
+                custom_objects={"DepthwiseConv2D": _Depthwise} if path.suffix != ".keras" else None,
+                compile=False,
+                safe_mode=True,
+            )
     except Exception as error:  # Keras raises many kinds
-        reason = str(error).strip().splitlines()[0]
-        raise ModelfixError(f"{path}: Keras cannot read this file ({reason}).") from error
+        raise ModelfixError(f"{path}: {_why_unreadable(error)}") from error
+
+
+class _Depthwise(keras.layers.DepthwiseConv2D):
+    """Reads what Keras 2 wrote: an argument ``groups``, always 1, that Keras 3 refuses."""
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> keras.layers.DepthwiseConv2D:
+        config = {key: value for key, value in config.items() if key != "groups"}
+        return keras.layers.DepthwiseConv2D.from_config(config)
+
+
+def _why_unreadable(error: Exception) -> str:
+    text = str(error).strip()
+    custom = re.search(r"(?:Could not locate class|Unknown layer:) '(\w+)'", text)
+    if custom:
+        return (
+            f"has the custom layer {custom[1]!r}, whose code is not in the file; convert the model "
+            "to ONNX where that code is."
+        )
+    if "Lambda" in text:
+        return (
+            "has a Lambda layer, which is code and is never loaded; convert the model to ONNX "
+            "where it was made."
+        )
+    return (
+        f"Keras cannot read this file ({text.splitlines()[0] if text else type(error).__name__})."
+    )
+
+
+def convert(keras_model: keras.Model, name: str) -> Model:
+    """Write a Keras model as ONNX, with our exporter where it knows every layer, else tf2onnx."""
     try:
         model = export(keras_model)
     except UnknownLayer as reason:
         note = (
             f"converted with tf2onnx, which folds BatchNorm and renames weights, because {reason}"
         )
-        logger.warning("%s: %s", path, note)
-        model = _with_tf2onnx(keras_model, str(path))
+        logger.warning("%s: %s", name, note)
+        model = _with_tf2onnx(keras_model, name)
         model.notes.append(note)
-    model.name = str(path)
+    model.name = name
     return model
 
 
@@ -130,30 +179,27 @@ def _calls(keras_model: keras.Model) -> tuple[Any, list[_Call], Any]:
 
     def record(layer: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(layer, keras.Model):
-            inputs = args[0] if isinstance(args[0], list) else [args[0]]
-            return walk(layer, inputs)
+            return walk(layer, tf.nest.flatten(args[0]))
         output = layer(*args, **kwargs)
         calls.append(_Call(layer, tuple(tf.nest.flatten(args)), output))
         return output
 
-    def walk(model: keras.Model, inputs: list[Any] | None) -> Any:
+    def walk(model: keras.Model, inputs: list[Any]) -> Any:
         functional = keras.Model(model.inputs, model.outputs)
-        same = functional.inputs if inputs is None else inputs
-        single = same[0] if not isinstance(functional.input, list) else same
-        clone = keras.models.clone_model(
-            functional,
-            input_tensors=single,
-            clone_function=lambda layer: layer,
-            call_function=record,
+        given = tf.nest.pack_sequence_as(functional.input, inputs)
+        # What `clone_model` does, without a new model: that would cut nested ones from the outer.
+        outputs = functional._run_through_graph(
+            given, operation_fn=lambda layer: layer, call_fn=record
         )
-        return clone.outputs[0] if len(clone.outputs) == 1 else clone.outputs
+        flat = tf.nest.flatten(outputs)
+        return flat[0] if len(flat) == 1 else flat
 
     if len(keras_model.inputs) != 1 or len(keras_model.outputs) != 1:
         raise ModelfixError(
             f"Keras model {keras_model.name!r}: has {len(keras_model.inputs)} inputs and "
             f"{len(keras_model.outputs)} outputs; expected one batch of images and its logits."
         )
-    output = walk(keras_model, None)
+    output = walk(keras_model, keras_model.inputs)
     return keras_model.inputs[0], calls, output
 
 
@@ -593,6 +639,18 @@ def _flatten(to: _Exporter, call: _Call) -> _Value:
         value = to.turned(value, NHWC, channels_last=False)
     output = to.node("Flatten", [value.name], to.layer_name(call.layer), axis=1)
     return _Value(output, channels_last=False)
+
+
+@_layer(keras.layers.Reshape)
+def _reshape(to: _Exporter, call: _Call) -> _Value:
+    value, (_, *shape) = to.of(call), call.output.shape
+    if None in shape:
+        raise to.refuse(call.layer, "its shape depends on the images")
+    if value.channels_last and call.inputs[0].shape[3] != 1:
+        value = to.turned(value, NHWC, channels_last=False)
+    name = to.layer_name(call.layer)
+    target = to.literal(np.array([-1, *shape], np.int64), f"{name}.shape")
+    return _Value(to.node("Reshape", [value.name, target], name), channels_last=False)
 
 
 @_layer(keras.layers.Permute)

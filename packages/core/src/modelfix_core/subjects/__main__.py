@@ -4,6 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from modelfix_core.errors import ModelfixError
 from modelfix_core.foreign import Conventions
@@ -64,7 +65,7 @@ def _named(arguments: Sequence[str]) -> Prepared:
 
 
 def _own(arguments: Sequence[str]) -> Prepared:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"{PROGRAM} {OWN}", description="Prepare a subject from your own model and data."
     )
     parser.add_argument("--name", required=True, help="of the subject")
@@ -110,6 +111,13 @@ def _own(arguments: Sequence[str]) -> Prepared:
         risks=dict(options.risk) if options.risk else None,
         history=options.history,
     )
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as all other errors are said."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ModelfixError(f"{message}.")
 
 
 def _names(text: str) -> list[str]:

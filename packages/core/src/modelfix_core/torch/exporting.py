@@ -52,7 +52,7 @@ def export(
         raise ModelfixError("the module is in training mode; call module.eval() before the export.")
     module = copy.deepcopy(module).cpu()
     x = torch.from_numpy(np.random.default_rng(0).random((2, *input_shape), dtype=np.float32))
-    model = Model(_exported(module, x), type(module).__name__)
+    model = Model(exported(module, x), type(module).__name__)
     values = {key: str(value) for key, value in metadata.items()}
     if classes is not None:
         values["labels"] = json.dumps([str(name) for name in classes])
@@ -69,7 +69,8 @@ def export(
     return model
 
 
-def _exported(module: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
+def exported(module: nn.Module, x: torch.Tensor) -> onnx.ModelProto:
+    """Trace `module` on `x` and return its graph, not yet brought to the profile."""
     buffer = io.BytesIO()
     try:
         with warnings.catch_warnings(), _dropout_kept():
