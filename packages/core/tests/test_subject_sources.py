@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from modelfix_core import ModelfixError
-from modelfix_core.subjects import sources
-from modelfix_core.subjects.sources import FILES, SOURCES, Source, read_idx
+from modelfix_core.subjects.sources import SOURCES, base
+from modelfix_core.subjects.sources.idx import FILES, IdxSource, read_idx
 
 SIZES = {"train": 40, "test": 20}
-TINY = Source(
+TINY = IdxSource(
     name="tiny",
     title="Tiny",
     classes=("a", "b"),
@@ -162,7 +162,7 @@ class TestPlaces:
 
     def test_a_download_is_kept_for_the_next_time(self, monkeypatch):
         def downloading(root, download):
-            write_source(sources.Path(root) / "Tiny" / "raw")
+            write_source(base.Path(root) / "Tiny" / "raw")
 
         class Torchvision:
             class datasets:
@@ -194,7 +194,7 @@ def test_the_shipped_images_need_nothing_else():
 
 
 def test_the_shipped_images_are_small_and_carry_their_licence():
-    folder = sources.Path(sources.__file__).parent / "data" / "fashion-mini"
+    folder = SOURCES["fashion-mini"].find()
     assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
     card = (folder / "README.md").read_text()
     assert "MIT License" in card

@@ -11,7 +11,7 @@ from modelfix_core import Model, Split
 from modelfix_core.seeds import generator
 from modelfix_core.subjects.architectures import lenet5
 from modelfix_core.subjects.recipes import Recipe
-from modelfix_core.subjects.sources import read_idx
+from modelfix_core.subjects.sources.idx import read_idx
 from modelfix_core.subjects.training import reproducible, train
 from modelfix_core.torch import export
 

@@ -1,10 +1,9 @@
 """Labelled images in splits: memory-mapped arrays with groups and class risks."""
 
 import json
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from mmap import mmap
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,9 @@ import numpy as np
 
 from modelfix_core.errors import ModelfixError
 from modelfix_core.files import atomic_path, write_text
+from modelfix_core.images import INDEX_FILE, ImageFiles
 
 SPLITS = ("train", "validation", "repair", "test")
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"}
-# A plain .npy array is no context manager, hence TypeError.
-UNREADABLE_NPZ = (ValueError, OSError, EOFError, TypeError, zipfile.BadZipFile, zlib.error)
 OWN_FRACTIONS = {"train": 0.6, "validation": 0.1, "repair": 0.15, "test": 0.15}
 
 
@@ -26,8 +23,9 @@ class Split:
 
     Attributes
     ----------
-    x : ndarray, [N, C, H, W]
-        uint8 (0 to 255) or float32 (0 to 1), usually memory-mapped; read it with `images`.
+    x : ndarray or ImageFiles, [N, C, H, W]
+        uint8 (0 to 255) or float32 (0 to 1), usually memory-mapped or decoded from image files on
+        the way; read it with `images`.
     y : ndarray of int64, [N]
         Class indices from 0.
     group : ndarray of int64, [N], or None
@@ -37,7 +35,7 @@ class Split:
         dataset never share one.
     """
 
-    x: np.ndarray
+    x: np.ndarray | ImageFiles
     y: np.ndarray
     group: np.ndarray | None
     ids: np.ndarray
@@ -45,7 +43,7 @@ class Split:
     # Written out because `ids` may be left out although a split always has them.
     def __init__(
         self,
-        x: np.ndarray,
+        x: np.ndarray | ImageFiles,
         y: np.ndarray,
         group: np.ndarray | None = None,
         ids: np.ndarray | None = None,
@@ -81,7 +79,8 @@ class Split:
     def select(self, index: Any) -> "Split":
         """Return the samples at `index` (positions or a boolean mask)."""
         group = None if self.group is None else self.group[index]
-        return Split(self.x[index], self.y[index], group, self.ids[index])
+        x = self.x.select(index) if isinstance(self.x, ImageFiles) else self.x[index]
+        return Split(x, self.y[index], group, self.ids[index])
 
     def validate(self, name: str, classes: int) -> None:
         """Raise `ModelfixError` if the split is empty, mislabelled or not within [0, 1]."""
@@ -109,11 +108,15 @@ class Split:
                 )
 
     def save(self, folder: Path) -> None:
-        """Write ``x.npy``, ``y.npy``, ``ids.npy`` and, with groups, ``group.npy``."""
+        """Write ``x.npy`` (or an index of image files) and ``y``, ``ids``, with groups ``group``."""
         arrays = {"x": self.x, "y": self.y, "ids": self.ids, "group": self.group}
+        if isinstance(self.x, ImageFiles):
+            self.x.save(folder / INDEX_FILE)
+            del arrays["x"]
         for name, values in arrays.items():
-            if values is not None:
-                with atomic_path(folder / f"{name}.npy") as path, path.open("wb") as file:
+            target = folder / f"{name}.npy"
+            if values is not None and not _lies_at(values, target):
+                with atomic_path(target) as path, path.open("wb") as file:
                     np.save(file, values)
 
     @classmethod
@@ -132,13 +135,23 @@ class Split:
                     f"{path}: is not a readable NumPy array; prepare the subject again."
                 ) from error
 
-        x, y = read("x"), read("y")
+        index = folder / INDEX_FILE
+        x = ImageFiles.load(index) if index.exists() else read("x")
+        y = read("y")
         if x is None or y is None:
             raise ModelfixError(
                 f"{folder}: the {folder.name} split is missing (no x.npy and y.npy); prepare the "
                 "subject again."
             )
         return cls(x, np.asarray(y), _array(read("group")), _array(read("ids")))
+
+
+def _lies_at(values: Any, path: Path) -> bool:
+    """Return whether `values` is the memory-mapped content of that very file."""
+    if not isinstance(values, np.memmap) or not isinstance(values.base, mmap):
+        return False  # a part of a file is not that file
+    values.flush()
+    return Path(values.filename) == path.resolve()
 
 
 def _array(values: np.ndarray | None) -> np.ndarray | None:
@@ -242,23 +255,31 @@ class Dataset:
     @classmethod
     def from_npz(cls, path: Path, seed: int = 0) -> "Dataset":
         """Read ``x``, ``y``, if present ``group`` and ``classes``, from an NPZ file and split."""
-        return _read_npz(Path(path)).divide(seed)
+        return cls.read(path, seed)
 
     @classmethod
     def from_folder(cls, folder: Path, seed: int = 0) -> "Dataset":
         """Read one sub-folder of images per class (names sorted) and split, stratified by class."""
-        return _read_folder(Path(folder)).divide(seed)
+        return cls.read(folder, seed)
 
     @classmethod
-    def whole(cls, path: Path) -> "Dataset":
-        """Read a folder of class folders or an NPZ file as one split named ``whole``."""
-        path = Path(path)
-        if not path.exists():
-            raise ModelfixError(
-                f"{path}: does not exist; expected a folder with a sub-folder per class, or an NPZ "
-                "file."
-            )
-        return _read_folder(path) if path.is_dir() else _read_npz(path)
+    def read(cls, path: Path, seed: int = 0, **options: Any) -> "Dataset":
+        """Read any kind of one's own data, with `options` as for `modelfix_core.readers.find`.
+
+        Splits that the data give are respected; without any, all are drawn (60/10/15/15 %).
+        """
+        from modelfix_core.readers import find
+
+        return find(path, **options).divided(seed)
+
+    @classmethod
+    def whole(cls, path: Path, **options: Any) -> "Dataset":
+        """Read any kind of one's own data as one split named ``whole``."""
+        from modelfix_core.readers import find
+
+        dataset = find(path, **options).whole()
+        dataset.validate()
+        return dataset
 
     def divide(self, seed: int = 0) -> "Dataset":
         """Divide the split ``whole`` into train, validation, repair and test (60/10/15/15 %)."""
@@ -289,60 +310,6 @@ def _labelled(
     names = list(classes) if classes else [str(k) for k in range(int(y.max(initial=0)) + 1)]
     whole.validate("whole", len(names))
     return Dataset({"whole": whole}, names)
-
-
-def _read_npz(path: Path) -> Dataset:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except UNREADABLE_NPZ as error:
-        raise ModelfixError(
-            f"{path}: is not a readable NPZ file without pickled objects ({error})."
-        ) from error
-    if not {"x", "y"} <= arrays.keys():
-        raise ModelfixError(
-            f"{path}: holds {sorted(arrays)}; expected arrays named x (images) and y (labels)."
-        )
-    names = [str(name) for name in arrays["classes"]] if "classes" in arrays else None
-    return _labelled(arrays["x"], arrays["y"], arrays.get("group"), names, str(path))
-
-
-def _read_folder(folder: Path) -> Dataset:
-    if not folder.is_dir():
-        raise ModelfixError(f"{folder}: is not a folder; expected one with a sub-folder per class.")
-    names = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    images: list[np.ndarray] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        for path in sorted((folder / name).iterdir()):
-            if path.suffix.lower() not in IMAGE_SUFFIXES:
-                continue
-            pixels = _read_image(path)
-            if images and pixels.shape != images[0].shape:
-                raise ModelfixError(
-                    f"{path}: has shape {pixels.shape} where the images before have "
-                    f"{images[0].shape}; all images must have one size and colour mode."
-                )
-            images.append(pixels)
-            labels.append(label)
-    if not images:
-        raise ModelfixError(
-            f"{folder}: no images found; expected one sub-folder per class with "
-            f"{', '.join(sorted(IMAGE_SUFFIXES))} files."
-        )
-    return _labelled(np.stack(images), np.asarray(labels), None, names, str(folder))
-
-
-def _read_image(path: Path) -> np.ndarray:
-    """Return the pixels as uint8 [C, H, W]: one channel for grey images, three for all others."""
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            pixels = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
-    except (UnidentifiedImageError, OSError) as error:
-        raise ModelfixError(f"{path}: is not a readable image; remove or replace it.") from error
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
 
 
 def stratified(y: np.ndarray, fractions: Mapping[str, float], seed: int) -> dict[str, np.ndarray]:

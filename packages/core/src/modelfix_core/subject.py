@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from modelfix_core.dataset import SPLITS, Dataset
 from modelfix_core.errors import ModelfixError
 from modelfix_core.files import write_text
+from modelfix_core.images import INDEX_FILE
 from modelfix_core.model import Model
 
 CARD_FILE = "subject.json"
@@ -190,7 +191,11 @@ class Subject:
         return found
 
     def _missing(self) -> list[str]:
-        arrays = [self.folder / name / f"{a}.npy" for name in self.card.splits for a in "xy"]
+        arrays = [
+            self.folder / name / array
+            for name in self.card.splits
+            for array in (_images_file(self.folder / name), "y.npy")
+        ]
         needed = [self.folder / MODEL_FILE, self.folder / DATASET_FILE, *arrays]
         return [
             f"{path}: is missing from the prepared subject; {REMEDY}."
@@ -259,9 +264,21 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _images_file(split: Path) -> str:
+    return INDEX_FILE if (split / INDEX_FILE).exists() else "x.npy"
+
+
 def data_hash(folder: Path) -> str:
-    """Return one SHA-256 over ``dataset.json`` and every array of every split below `folder`."""
-    arrays = [path for name in SPLITS for path in sorted((folder / name).glob("*.npy"))]
+    """Return one SHA-256 over ``dataset.json`` and every array of every split below `folder`.
+
+    Of images that stay files the index is hashed: their paths and sizes.
+    """
+    arrays = [
+        path
+        for name in SPLITS
+        for pattern in ("*.npy", INDEX_FILE)
+        for path in sorted((folder / name).glob(pattern))
+    ]
     total = hashlib.sha256()
     for path in [folder / DATASET_FILE, *arrays]:
         total.update(f"{path.relative_to(folder).as_posix()} {file_hash(path)}\n".encode())

@@ -229,12 +229,127 @@ def densenet(
     )
 
 
+class Bottleneck(nn.Module):
+    """A 1 x 1 and a 3 x 3 convolution whose output is appended to the input (DenseNet-B).
+
+    Parameters have the names of torchvision's.
+    """
+
+    def __init__(self, width: int, growth: int) -> None:
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(width)
+        self.relu1 = nn.ReLU()
+        self.conv1 = nn.Conv2d(width, 4 * growth, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(4 * growth)
+        self.relu2 = nn.ReLU()
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, width, H, W] to [N, width + growth, H, W]."""
+        inner = self.conv1(self.relu1(self.norm1(x)))
+        return torch.cat([x, self.conv2(self.relu2(self.norm2(inner)))], dim=1)
+
+
+def densenet121(
+    classes: int = 1000,
+    channels: int = 3,
+    blocks: Sequence[int] = (6, 12, 24, 16),
+    growth: int = 32,
+    stem: int = 64,
+) -> nn.Sequential:
+    """Build DenseNet121 (Huang et al., 2017) with the parameter names of torchvision.
+
+    Parameters
+    ----------
+    classes, channels : int
+    blocks : sequence of int
+        Dense layers per block.
+    growth : int
+        Channels that each dense layer adds.
+    stem : int
+        Channels of the first convolution, 7 x 7 of stride 2 with a max-pool of stride 2.
+    """
+    features: dict[str, nn.Module] = {
+        "conv0": nn.Conv2d(channels, stem, 7, 2, padding=3, bias=False),
+        "norm0": nn.BatchNorm2d(stem),
+        "relu0": nn.ReLU(),
+        "pool0": nn.MaxPool2d(3, 2, padding=1),
+    }
+    width = stem
+    for number, count in enumerate(blocks, 1):
+        features[f"denseblock{number}"] = _named(
+            **{
+                f"denselayer{layer + 1}": Bottleneck(width + growth * layer, growth)
+                for layer in range(count)
+            }
+        )
+        width += growth * count
+        if number < len(blocks):
+            features[f"transition{number}"] = _named(
+                norm=nn.BatchNorm2d(width),
+                relu=nn.ReLU(),
+                conv=nn.Conv2d(width, width // 2, 1, bias=False),
+                pool=nn.AvgPool2d(2),
+            )
+            width //= 2
+    features[f"norm{len(blocks) + 1}"] = nn.BatchNorm2d(width)
+    return _named(
+        features=_named(**features),
+        relu=nn.ReLU(),
+        pool=nn.AdaptiveAvgPool2d(1),
+        flatten=nn.Flatten(),
+        classifier=nn.Linear(width, classes),
+    )
+
+
+def facenet(
+    classes: int = 2,
+    channels: int = 3,
+    size: int = 64,
+    widths: Sequence[int] = (32, 64, 128, 256),
+    hidden: int = 128,
+) -> nn.Sequential:
+    """Build a small network for faces: four convolutions with poolings and two dense layers.
+
+    The study's FaceNet has 11 layers, counted as the 8 of its LeNet5 (convolutions, poolings,
+    flattening, dense layers), and neither three dense layers in a row nor a square one: REASSURE
+    and VERE could not be applied to it. Nothing else is published of it; the widths are ours.
+
+    Parameters
+    ----------
+    classes, channels : int
+    size : int
+        Height and width of the images, divisible by 2 to the number of convolutions.
+    widths : sequence of int
+        Output channels of the 3 x 3 convolutions.
+    hidden : int
+        Width of the first dense layer.
+    """
+    parts: dict[str, nn.Module] = {}
+    width = channels
+    for number, out in enumerate(widths, 1):
+        parts[f"conv{number}"] = nn.Conv2d(width, out, 3, padding=1)
+        parts[f"relu{number}"] = nn.ReLU()
+        parts[f"pool{number}"] = nn.MaxPool2d(2)
+        width = out
+    side = size // 2 ** len(widths)
+    return _named(
+        **parts,
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(width * side * side, hidden),
+        relu_fc1=nn.ReLU(),
+        fc2=nn.Linear(hidden, classes),
+    )
+
+
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "lenet5": lenet5,
     "vgg16": vgg,
     "resnet8": partial(resnet, blocks=(1, 1, 1), widths=(16, 32, 64)),
     "resnet18": resnet,
     "densenet": densenet,
+    "densenet121": densenet121,
+    "facenet": facenet,
 }
 
 

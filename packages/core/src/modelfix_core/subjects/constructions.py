@@ -8,7 +8,9 @@ import numpy as np
 from modelfix_core.dataset import Split, stratified
 from modelfix_core.seeds import generator, seed_for
 
-TINTED, GREY = 0, 1  # groups of the sensitive attribute "colour"
+COLOUR = "colour"  # the sensitive attribute
+TINTED, GREY = 0, 1  # its groups; TINTED are coloured images as they are, or grey ones tinted
+LUMA = np.array([19595, 38470, 7471], dtype=np.uint32)  # ITU-R 601-2 in units of 2**-16
 SATURATION = 0.8
 BOTH_VERSIONS = ("repair", "test")
 
@@ -39,17 +41,18 @@ def carve(
 
 
 def colour_skew(splits: Mapping[str, Split], skew: float, seed: int) -> dict[str, Split]:
-    """Make the fairness variant of grey images, as CIFAR10S is made of CIFAR10.
+    """Make a fairness variant: CIFAR10S of CIFAR10 (Wang et al., CVPR 2020), or its like.
 
-    In train and validation each image appears once, in even classes grey with the share `skew`
-    and else tinted, in odd classes the reverse; colour then tells the class apart without being
-    part of it. In repair and test each image appears in both versions, side by side, so both lie
-    on the same side of the cut.
+    Coloured images appear in colour or grey, grey images tinted or grey. In train and validation
+    each image appears once, in even classes grey with the share `skew` and else in colour, in odd
+    classes the reverse; colour then tells the class apart without being part of it. In repair and
+    test each image appears in both versions, side by side, so both lie on the same side of the
+    cut.
 
     Parameters
     ----------
     splits : mapping of str to Split
-        uint8, [N, 1, H, W].
+        uint8, [N, 3, H, W] or [N, 1, H, W].
     skew : float
         Share of the majority colour within each class, in [0.5, 1].
     seed : int
@@ -58,21 +61,22 @@ def colour_skew(splits: Mapping[str, Split], skew: float, seed: int) -> dict[str
     Returns
     -------
     dict of str to Split
-        uint8, [N, 3, H, W]; group 0 is tinted, 1 is grey; the id is twice that of the source, plus
-        the group.
+        uint8, [N, 3, H, W]; group 0 is in colour, 1 is grey; the id is twice that of the source,
+        plus the group.
     """
     variant: dict[str, Split] = {}
     for name, split in splits.items():
         rng = generator(seed, stage="colour", split=name)
-        hues = rng.random(len(split))
+        hues = rng.random(len(split)) if split.x.shape[1] == 1 else None
         if name in BOTH_VERSIONS:
             positions = np.repeat(np.arange(len(split)), 2)
             group = np.tile([TINTED, GREY], len(split))
         else:
             positions = np.arange(len(split))
             group = _skewed_groups(split.y, skew, rng)
+        x = split.x[positions]
         variant[name] = Split(
-            _coloured(split.x[positions], hues[positions], group),
+            _greyed(x, group) if hues is None else _tinted(x, hues[positions], group),
             split.y[positions],
             group.astype(np.int64),
             2 * split.ids[positions] + group,
@@ -118,7 +122,29 @@ def _skewed_groups(y: np.ndarray, skew: float, rng: np.random.Generator) -> np.n
     return group
 
 
-def _coloured(grey: np.ndarray, hues: np.ndarray, group: np.ndarray) -> np.ndarray:
+def grey(x: np.ndarray) -> np.ndarray:
+    """Return the luminance of coloured images, as Pillow computes it.
+
+    Parameters
+    ----------
+    x : ndarray of uint8, [N, 3, H, W]
+
+    Returns
+    -------
+    ndarray of uint8, [N, 1, H, W]
+    """
+    luma = np.tensordot(LUMA, x.astype(np.uint32), axes=(0, 1))
+    return ((luma + 2**15) >> 16).astype(np.uint8)[:, None]
+
+
+def _greyed(x: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """Copy the luminance to the three channels of the images of group 1, [N, 3, H, W]."""
+    x = x.copy()
+    x[group == GREY] = grey(x[group == GREY])
+    return x
+
+
+def _tinted(grey: np.ndarray, hues: np.ndarray, group: np.ndarray) -> np.ndarray:
     """Copy the luminance to three channels and tint the images of group 0, [N, 3, H, W]."""
     tints = np.array([colorsys.hsv_to_rgb(hue, SATURATION, 1.0) for hue in hues], dtype=np.float32)
     tints[group == GREY] = 1.0

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -27,6 +27,10 @@ from modelfix_core.subject import (
 )
 from modelfix_core.subjects.catalogue import NamedSubject, named
 from modelfix_core.subjects.constructions import bring_to, carve, colour_skew
+from modelfix_core.subjects.recipes import Recipe
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -74,9 +78,12 @@ def prepare(
         dataset = make_dataset(definition, data, seed)
         dataset.save(folder)
         ready = perf_counter()
-        scratch = _scratch(target, identity)
-        model = _train(definition, dataset, scratch, device, seed)
-        shutil.copytree(scratch / HISTORY_FOLDER, folder / HISTORY_FOLDER)
+        if definition.recipe is None:
+            model = _pretrained(definition, dataset, data)
+        else:
+            scratch = _scratch(target, identity)
+            model = _train(definition, definition.recipe, dataset, scratch, device, seed)
+            shutil.copytree(scratch / HISTORY_FOLDER, folder / HISTORY_FOLDER)
         trained = perf_counter()
         finish(
             folder,
@@ -104,56 +111,81 @@ def make_dataset(definition: NamedSubject, data: Path | None, seed: int) -> Data
     """Read the source of a named subject and make its splits."""
     origin = definition.origin
     splits = carve(origin.read(data), definition.sizes, seed)
-    group_name = None
     if definition.skew is not None:
         splits = colour_skew(splits, definition.skew, seed)
-        group_name = "colour"
     if definition.image is not None:
         splits = bring_to(splits, definition.image)
-    return Dataset(splits, origin.classes, definition.class_risks, group_name)
+    return Dataset(splits, origin.classes, definition.class_risks, definition.group_name)
 
 
 def _train(
-    definition: NamedSubject, dataset: Dataset, scratch: Path, device: str, seed: int
+    definition: NamedSubject,
+    recipe: Recipe,
+    dataset: Dataset,
+    scratch: Path,
+    device: str,
+    seed: int,
 ) -> Model:
     """Train the model, keep one ONNX file per epoch in `scratch`, and return the last one.
 
     What an interrupted run of the same subject has left in `scratch` is taken up.
     """
-    try:
-        from modelfix_core.subjects import architectures, training
+    with _needs_torch(definition):
+        from modelfix_core.subjects import training
         from modelfix_core.torch import export
-    except ImportError as error:
-        raise ModelfixError(
-            f"{definition.name}: its model is trained with PyTorch, which cannot be imported "
-            f"({error}); install modelfix-core[subjects]."
-        ) from error
     split, validation = dataset["train"], dataset["validation"]
-    shape = split.x.shape[1:]
     training.check_device(device)
     note = ""
     with ProgressReporter(f"training {definition.name}") as report, training.reproducible(seed):
-        network = architectures.build(
-            definition.architecture,
-            len(dataset.classes),
-            shape[0],
-            definition.mean,
-            definition.std,
-        )
+        network = _network(definition)
         epochs = training.train(
             network,
             split,
-            definition.recipe,
+            recipe,
             seed=seed,
             device=device,
             state=scratch / "state.pt",
             on_step=lambda done, total: report(done, total, note),
         )
         for epoch in epochs:
-            model = export(network, shape, dataset.classes, subject=definition.name, epoch=epoch)
+            model = export(
+                network,
+                definition.input_shape,
+                dataset.classes,
+                subject=definition.name,
+                epoch=epoch,
+            )
             model.save(_epoch_file(scratch, epoch))
             note = f"epoch {epoch}, validation accuracy {model.accuracy(validation):.1%}"
-    return Model.load(_epoch_file(scratch, definition.recipe.epochs))
+    return Model.load(_epoch_file(scratch, recipe.epochs))
+
+
+def _pretrained(definition: NamedSubject, dataset: Dataset, data: Path | None) -> Model:
+    """Build the model with the weights that come trained."""
+    with _needs_torch(definition):
+        from modelfix_core.subjects import pretrained
+        from modelfix_core.torch import export
+    network = _network(definition)
+    pretrained.load(network, str(definition.pretrained), data)
+    return export(network.eval(), definition.input_shape, dataset.classes, subject=definition.name)
+
+
+def _network(definition: NamedSubject) -> "nn.Module":
+    from modelfix_core.subjects.architectures import build
+
+    classes, channels = len(definition.origin.classes), definition.input_shape[0]
+    return build(definition.architecture, classes, channels, definition.mean, definition.std)
+
+
+@contextmanager
+def _needs_torch(definition: NamedSubject) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ModelfixError(
+            f"{definition.name}: its model is made with PyTorch, which cannot be imported "
+            f"({error}); install modelfix-core[subjects]."
+        ) from error
 
 
 def _epoch_file(folder: Path, epoch: int) -> Path:
@@ -178,7 +210,7 @@ def finish(
     *,
     device: str,
     seconds: Mapping[str, float],
-    source: Mapping[str, str],
+    source: Mapping[str, Any],
     **card: Any,
 ) -> None:
     """Write the model and, last, the card of a subject whose splits and history are in `folder`.
@@ -191,7 +223,7 @@ def finish(
     device : str
     seconds : mapping of str to float
         Of the parts; their sum is added as ``total``.
-    source : mapping of str to str
+    source : mapping of str to JSON value
         Licence and origin of the data, for the provenance.
     **card
         The entries of `SubjectCard` that follow neither from the model nor from the data.
