@@ -15,7 +15,7 @@ QUICK = {
     "arachne": [],
     "fsgmix": ["--set", "epochs=1", "--set", "learning_rates=[0.001]"],
     "i-repair": ["--set", "iterations=100", "--set", "gamma=[2]"],
-    "reassure": ["--set", "patches=[10]", "--set", "n=[10]"],
+    "reassure": ["--set", "faults=[10]", "--set", "n=[10]"],
 }
 
 
