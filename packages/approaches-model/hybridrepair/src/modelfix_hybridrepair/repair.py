@@ -62,6 +62,11 @@ def mixed(
     return torch.lerp(x[order], x, share), torch.lerp(q[order], q, share), share
 
 
+def draw(weight: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw positions with replacement in proportion to their weights, [count]."""
+    return rng.choice(len(weight), count, p=weight / weight.sum())
+
+
 class Rehearsal:
     """The warm-up: cross-entropy on the training images that the model gets right.
 
@@ -91,10 +96,10 @@ class Rehearsal:
 
     def epoch(self, epoch: Epoch) -> Iterator[Step]:
         """Yield the steps on replayed images."""
-        rows = self.replay(epoch, self.draw(epoch), "replay")
+        rows = self.replay(epoch, self.replayable(epoch), "replay")
         yield from self.supervised(epoch, rows, functional.cross_entropy)
 
-    def draw(self, epoch: Epoch) -> np.ndarray:
+    def replayable(self, epoch: Epoch) -> np.ndarray:
         """Return the training images that this epoch may replay."""
         return epoch.draws(stage="images").permutation(self.images)[: self.drawn]
 
@@ -173,12 +178,12 @@ class Repair(Rehearsal):
     def epoch(self, epoch: Epoch) -> Iterator[Step]:
         """Yield the steps of both passes."""
         weight = self.weights(epoch.number - 1)
-        drawn = self.draw(epoch)
-        rows = self.replay(epoch, drawn, "first")
+        replayable = self.replayable(epoch)
+        rows = self.replay(epoch, replayable, "first")
         extra = self.images + np.arange(len(self.regions.index))
         yield from self.supervised(epoch, np.concatenate([rows, extra]), self._smooth_loss)
         if self.config.replay == "twice":
-            rows = self.replay(epoch, drawn, "second")
+            rows = self.replay(epoch, replayable, "second")
         if len(rows) and weight.any():
             yield from self.semi_supervised(epoch, rows, weight)
 
@@ -214,7 +219,7 @@ class Repair(Rehearsal):
         rng = epoch.draws(stage="mixing")
         turns = math.ceil(steps * with_label / len(rows))
         order = np.concatenate([rng.permutation(rows) for _ in range(max(turns, 1))])
-        drawn = rng.choice(len(weight), steps * size, p=weight / weight.sum())
+        drawn = draw(weight, steps * size, rng)
         labelled = self.labelled.batches(order[: steps * with_label], with_label)
         for (x, y), (u, region) in zip(labelled, self.pool.batches(drawn, size), strict=True):
             x = self._shown(x, rng)
