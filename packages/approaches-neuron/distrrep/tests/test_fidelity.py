@@ -199,7 +199,6 @@ class TestScore:
         assert self.of(0, 1, 1, 1, 0, 3) == pytest.approx(expected + 0.25)
 
     def test_falls_with_every_counted_error_and_with_no_other(self):
-        found = [self.of(*p) for p in ([0, 0, 1, 1, 2], [1, 0, 1, 1, 2], [1, 1, 1, 1, 2])]
         found = [
             self.of(*self.Y),
             self.of(1, 0, 1, 1, 2, 3),
@@ -330,7 +329,7 @@ class TestSetting:
         entries = Misclassification(0, None, 0.5), Misclassification(1, None, 0.5)
         found = blame(net, task(model, part), logits[~wrong], entries, 20)
         assert [one.entry for one in found] == [entries[1]]
-        assert "no failing input" in caplog.text
+        assert "class 0 predicted as another class: no failing input" in caplog.text
 
     def test_nothing_to_repair_is_a_failure(self, model, split, task):
         predicted = model.predict(split).argmax(axis=1)

@@ -100,8 +100,7 @@ class DistrRep(Approach):
         category=Category.NEURON,
         framework=Framework.TENSORFLOW,
         paper="Davide Li Calsi, Matias Duran, Xiao-Yi Zhang, Paolo Arcaini, Fuyuki Ishikawa: "
-        "Distributed repair of deep neural networks. ICST 2023, 83-94. "
-        "doi:10.1109/ICST57152.2023.00017",
+        "Distributed repair of deep neural networks. ICST 2023, 83-94",
         summary="A patch of the classifier for each dangerous misclassification, then a particle "
         "swarm that merges the patches by risk.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION, Need.RISKS, Need.GRADIENTS}),

@@ -29,6 +29,10 @@ class Misclassification:
     predicted: int | None
     risk: float
 
+    def __str__(self) -> str:
+        wrong = "another class" if self.predicted is None else f"class {self.predicted}"
+        return f"class {self.true} predicted as {wrong}"
+
     def inputs(self, predicted: np.ndarray, y: np.ndarray) -> np.ndarray:
         """Return the positions of the inputs, [N], that are misclassified so; ascending."""
         wrong = predicted != y if self.predicted is None else predicted == self.predicted
@@ -51,7 +55,7 @@ class RiskSetting:
     precision: Mapping[int, float]
 
     def counted(self, y: np.ndarray) -> np.ndarray:
-        """Return the positions of the inputs, [N], of which the score depends; ascending."""
+        """Return the positions of the inputs, [N], on which the score depends; ascending."""
         return np.flatnonzero(np.isin(y, [entry.true for entry in self.misclassifications]))
 
 
