@@ -543,7 +543,8 @@ def _parquet(
         parts = [pq.read_table(shard, columns=sorted(wanted)) for shard in shards]
         table = {name: pa.concat_tables(parts)[name].to_pylist() for name in wanted}
     if "split" not in table and all(_split_of(shard) for shard in shards):
-        table["split"] = [_split_of(s) for s, part in zip(shards, parts, strict=True) for _ in part]
+        pairs = zip(shards, parts, strict=True)
+        table["split"] = [_split_of(shard) for shard, part in pairs for _ in range(len(part))]
     if classes is None:
         classes = _huggingface_classes(schema.metadata)
 
