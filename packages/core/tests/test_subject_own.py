@@ -61,6 +61,32 @@ def test_labels_follow_the_order_of_the_models_logits(tmp_path, model):
     np.testing.assert_array_equal(test.y, by_level)
 
 
+def test_names_that_the_model_does_not_know_need_an_order(tmp_path, model):
+    model.with_metadata(labels=json.dumps(["ant", "bee", "cow"])).save(tmp_path / "named.onnx")
+    images = image_folder(tmp_path / "images", ["cat", "dog", "owl"])
+    with pytest.raises(ModelfixError, match=r"its classes are ant, bee, cow but .* --classes"):
+        prepare_own("pets", tmp_path / "named.onnx", images, tmp_path / "subjects")
+    order = ["dog", "owl", "cat"]
+    prepared = prepare_own(
+        "pets", tmp_path / "named.onnx", images, tmp_path / "subjects", classes=order
+    )
+    assert prepared.subject.card.classes == order
+
+
+def test_risks_may_name_classes_by_number(tmp_path, model_path, npz):
+    prepared = prepare_own("mine", model_path, npz, tmp_path / "s", risks={"1": 2.0})
+    assert prepared.subject.card.risks == {1: 2.0}
+
+
+def test_notes_and_groups_stand_in_the_card(tmp_path, model_path):
+    side = np.array(["left", "right"])[np.arange(60) // 3 % 2]
+    data = save_npz(tmp_path / "d.npz", pixels(60), np.arange(60) % 3, side=side)
+    prepared = prepare_own("mine", model_path, data, tmp_path / "s", group_column="side")
+    card = prepared.subject.card
+    assert (card.sensitive_attribute, card.provenance["groups"]) == ("side", ["left", "right"])
+    assert set(np.unique(prepared.subject.dataset()["test"].group)) == {0, 1}
+
+
 def test_reuse_and_renewal(tmp_path, model_path, npz):
     root = tmp_path / "subjects"
     first = prepare_own("mine", model_path, npz, root)
@@ -166,7 +192,5 @@ class TestCommandLine:
         assert "not a readable NPZ file" in capsys.readouterr().err
 
     def test_a_bad_risk_is_refused(self, tmp_path, model_path, npz, capsys):
-        with pytest.raises(SystemExit) as end:
-            self.run(tmp_path, model_path, npz, "--risk", "much")
-        assert end.value.code == 2
+        assert self.run(tmp_path, model_path, npz, "--risk", "much") == 2
         assert "CLASS=WEIGHT" in capsys.readouterr().err

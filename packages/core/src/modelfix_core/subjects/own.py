@@ -5,7 +5,6 @@ import importlib.util
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
@@ -149,7 +148,7 @@ def _named_as(listing: Listing, original: Original) -> Listing:
     if set(known) == set(listing.classes):
         return listing.ordered(known)
     if listing.classes == [str(number) for number in range(len(known))]:
-        return replace(listing, classes=known)  # labels that are numbers count the outputs
+        return listing  # labels that are numbers count the outputs
     raise ModelfixError(
         f"{original.name}: its classes are {', '.join(known)} but those of the data are "
         f"{', '.join(listing.classes)}; give the latter in the order of the model's outputs with "
