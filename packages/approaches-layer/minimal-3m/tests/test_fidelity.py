@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from modelfix_core.approach import Candidate, Outcome
 from modelfix_core.fixing import run
+from modelfix_core.margins import margins
 from modelfix_core.seeds import generator
 from modelfix_minimal_3m import Minimal3M
 from modelfix_minimal_3m.chain import find_chain
@@ -16,14 +17,6 @@ from modelfix_minimal_3m.separation import Separation
 from modelfix_testing import mlp, tiny_task
 
 MARGIN, LIMIT = 1e-3, 5.0
-
-
-def margins(dense, change, h, y) -> np.ndarray:
-    logits = dense(h, change)
-    rows = np.arange(len(y))
-    own = logits[rows, y].copy()
-    logits[rows, y] = -np.inf
-    return own - logits.max(axis=1)
 
 
 def changed(found) -> np.ndarray:
@@ -69,7 +62,7 @@ def test_points_are_right_after_write_back_and_nothing_else_changed(norm, count)
     faults = task.repair.select(repair.faults.index[:count])
     assert fixed.accuracy(faults) == 1.0
     assert task.model.accuracy(faults) == 0.0
-    assert repair._margins(change, count)[0].min() >= MARGIN - 1e-5
+    assert margins(fixed.predict(faults), faults.y).min() >= MARGIN - 1e-5
     different = {
         name
         for name, array in task.model.weights.items()
@@ -99,7 +92,7 @@ def test_marabou_agrees_on_what_is_smallest(case, solver, norm, count):
     best = LastLayer(dense, h, y, norm, MARGIN, LIMIT, solver).solve(count).cost
     marabou = Marabou([dense], h, y, norm, MARGIN, LIMIT, 1e-4, solver, 8 * 10**9)
     found = marabou.query(count, 1.05 * best)
-    assert margins(dense, found, h, y).min() > 0
+    assert margins(dense(h, found), y).min() > 0
     assert marabou.query(count, 0.95 * best) is None
     bisected = marabou.solve(count)
     assert bisected.lower_bound - 1e-6 <= best <= bisected.cost + 1e-6

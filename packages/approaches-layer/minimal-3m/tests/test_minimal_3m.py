@@ -414,7 +414,7 @@ def test_the_summary_says_what_was_proven_and_what_not(network, task, caplog):
 def test_a_margin_that_was_lost_does_not_hold():
     change = Change({"w": np.ones((2, 2))}, 1.0, 1.0, "highs-lp", 1e-9)
     margins = np.array([0.1, 0.099999, 0.05])
-    proof = Proof(change, "l1", 0.1, np.arange(3), np.zeros(3, int), margins, 10.0)
+    proof = Proof(change, "l1", 0.1, np.arange(3), np.zeros(3, int), margins, 2e-6)
     assert list(proof.evidence().columns["holds"]) == [True, True, False]
 
 

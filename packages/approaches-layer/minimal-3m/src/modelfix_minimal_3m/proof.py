@@ -16,8 +16,6 @@ SOLVERS = {
 NORM_TEXTS = {"l1": "sum of absolute changes", "linf": "largest absolute change"}
 # Bounds this close together, relative to the cost, prove minimality.
 MINIMAL_GAP = 1e-6
-# Weights and sums of the fixed model are float32: a part of the largest logit may be lost.
-ROUNDING = 2e-6
 
 
 @dataclass(frozen=True)
@@ -35,8 +33,8 @@ class Proof:
     y : ndarray of int64, [k]
     margins : ndarray of float64, [k]
         By how much their labels win in the fixed model, run by onnxruntime.
-    largest : float
-        Largest absolute logit of the fixed model among the faults.
+    rounding : float
+        By how much the logits behind `margins` may be off.
     """
 
     change: Change
@@ -45,7 +43,7 @@ class Proof:
     ids: np.ndarray
     y: np.ndarray
     margins: np.ndarray
-    largest: float
+    rounding: float
 
     @property
     def minimal(self) -> bool:
@@ -56,7 +54,7 @@ class Proof:
     @property
     def tolerance(self) -> float:
         """By how much a margin may fall short: the solver's tolerance and float32 rounding."""
-        return self.change.tolerance + ROUNDING * max(1.0, self.largest)
+        return self.change.tolerance + self.rounding
 
     def values(self) -> dict[str, float]:
         """Return what is worth plotting, for `Candidate.values`."""

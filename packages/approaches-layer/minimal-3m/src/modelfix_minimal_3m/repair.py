@@ -7,6 +7,7 @@ from functools import cached_property, partial
 import numpy as np
 from modelfix_core.approach import Candidate, Evidence, Task
 from modelfix_core.errors import Failure
+from modelfix_core.margins import margins, rounding
 from modelfix_core.seeds import generator
 
 from modelfix_minimal_3m.chain import Chain
@@ -153,15 +154,15 @@ class Repair:
             if margin != self.config.margin:
                 solve = self._solve(norm, margin)
             change = solve(count)
-            margins, largest = self._margins(change, count)
-            if margins.min() > 0:
+            if self._right(change, count):
                 break
         else:
             self._give_up(f"{_faults(count)}, {norm}: the change is lost in float32 rounding")
             return None
         accuracy = self._accuracy(change)
         ids, y = self.faults.ids[:count], self.faults.y[:count]
-        proof = Proof(change, norm, margin, ids, y, margins, largest)
+        logits = self._logits(change, count)
+        proof = Proof(change, norm, margin, ids, y, margins(logits, y), rounding(logits))
         logger.info("%s Validation accuracy %.4f.", proof.summary(), accuracy)
         candidate = Candidate(
             weights=self._weights(change),
@@ -210,7 +211,7 @@ class Repair:
             search(rng, separation.neurons, single.cost, config.ucb),
             config.proposals,
             config.timeout,
-            lambda change: self._margins(change, count)[0].min() > 0,
+            lambda change: self._right(change, count),
         )
 
     @property
@@ -238,15 +239,13 @@ class Repair:
         weights = self.task.model.weights
         return {n: (weights[n] + delta).astype(np.float32) for n, delta in change.weights.items()}
 
-    def _margins(self, change: Change, count: int) -> tuple[np.ndarray, float]:
-        """Return by how much the first labels win in the changed model, and its largest logit."""
+    def _logits(self, change: Change, count: int) -> np.ndarray:
+        """Compute the logits of the first faults in the changed model, [count, K]."""
         fixed = self.task.model.with_weights(self._weights(change))
-        faults, rows = self.faults, np.arange(count)
-        logits = fixed.predict(self.task.repair.select(faults.index[:count])).astype(float)
-        largest = float(np.abs(logits).max())
-        own = logits[rows, faults.y[:count]].copy()
-        logits[rows, faults.y[:count]] = -np.inf
-        return own - logits.max(axis=1), largest
+        return fixed.predict(self.task.repair.select(self.faults.index[:count]))
+
+    def _right(self, change: Change, count: int) -> bool:
+        return bool(margins(self._logits(change, count), self.faults.y[:count]).min() > 0)
 
     def _accuracy(self, change: Change) -> float:
         weights = self.task.model.weights

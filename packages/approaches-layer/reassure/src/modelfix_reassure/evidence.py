@@ -9,6 +9,7 @@ from time import perf_counter
 import numpy as np
 from modelfix_core.approach import Evidence
 from modelfix_core.dataset import Split
+from modelfix_core.margins import margins, rounding
 from modelfix_core.model import Model
 from onnx import numpy_helper
 
@@ -18,7 +19,6 @@ from modelfix_reassure.network import PatchNetwork
 from modelfix_reassure.region import TOLERANCE, Patch
 from modelfix_reassure.verification import changed_bits, support_of
 
-ROUNDING = 2e-6  # of float32 logits: this part of the largest may be lost
 BATCH, REPEATS = 500, 5  # inputs of a timed prediction, of which the fastest counts
 
 
@@ -127,12 +127,11 @@ def proofs(fixed: Model, given: Given, tau: float) -> Evidence:
         By how much the label must win.
     """
     chosen = np.flatnonzero(given.covered)
-    logits = fixed.predict(given.split.select(chosen)).astype(float)
+    logits = fixed.predict(given.split.select(chosen))
     y, count = given.split.y[chosen], len(chosen)
-    rounding = ROUNDING * max(1.0, float(np.abs(logits).max(initial=0.0)))
-    tolerance = np.tile([rounding, TOLERANCE], count)
+    tolerance = np.tile([rounding(logits), TOLERANCE], count)
     proven = [given.patches[own].margin for own in given.own[chosen]]
-    margin = np.stack([_margins(logits, y), proven], axis=1).ravel()
+    margin = np.stack([margins(logits, y), proven], axis=1).ravel()
     places = ("at the point", "everywhere in the linear region that no later patch reaches")
     versions = [importlib.metadata.version(name) for name in ("onnxruntime", "highspy")]
     solvers = [f"none, run by onnxruntime {versions[0]}", f"HiGHS {versions[1]}, linear programs"]
@@ -152,13 +151,6 @@ def proofs(fixed: Model, given: Given, tau: float) -> Evidence:
             "holds": margin >= tau - tolerance,
         },
     )
-
-
-def _margins(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
-    rows = np.arange(len(y))
-    own = logits[rows, y].copy()
-    logits[rows, y] = -np.inf
-    return own - logits.max(axis=1)
 
 
 def growth(original: Model, fixed: Model, split: Split) -> Evidence:
