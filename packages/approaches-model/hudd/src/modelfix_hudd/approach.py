@@ -112,6 +112,7 @@ class Hudd(Approach):
         summary="Heatmaps of failures are clustered into root causes, and the model is retrained "
         "with images that resemble each.",
         needs=frozenset({Need.TRAIN, Need.REPAIR, Need.VALIDATION, Need.GRADIENTS}),
+        localises=True,
         certainty="code",
     )
     Config = HuddConfig

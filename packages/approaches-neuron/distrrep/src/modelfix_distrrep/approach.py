@@ -104,6 +104,7 @@ class DistrRep(Approach):
         summary="A patch of the classifier for each dangerous misclassification, then a particle "
         "swarm that merges the patches by risk.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION, Need.RISKS, Need.GRADIENTS}),
+        localises=True,
         certainty="code",
     )
     Config = DistrRepConfig

@@ -124,6 +124,7 @@ class Inner(Approach):
         summary="Probes choose the depths where faults look unlike clean inputs, routing marks the "
         "weights there, and these are trained by the probes.",
         needs=frozenset({Need.TRAIN, Need.REPAIR, Need.VALIDATION, Need.GRADIENTS}),
+        localises=True,
         certainty="code",
     )
     Config = InnerConfig

@@ -122,6 +122,7 @@ class VeRe(Approach):
         summary="Linear relaxation finds the neuron whose movement surely helps most faulty "
         "inputs, and a small fit moves it there.",
         needs=frozenset({Need.REPAIR, Need.VALIDATION}),
+        localises=True,
         certainty="code",
     )
     Config = VeReConfig
