@@ -177,8 +177,8 @@ class Run:
         self, accuracies: list[float], scores: list[float], shares: np.ndarray
     ) -> Evidence:
         summary = (
-            "How well each block's probe reads clean inputs, how unlike those faults are there, and "
-            "which share of a repaired block's weights is marked."
+            "How well each block's probe reads clean inputs, how unlike those faults are there, "
+            "and which share of a repaired block's weights is marked."
         )
         columns = {
             "layer": [block.layer.name for block in self.blocks],
