@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from modelfix.environments import clean_environ, ensure
 from modelfix_core.subject import Subject
+from modelfix_core.subjects.catalogue import named
+from modelfix_core.subjects.prepare import make_dataset
 from PIL import Image
 
 IMAGES = 1500
@@ -139,11 +141,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def images(modelfix, home):
-    """Real images: the first of the default subject's."""
-    done = modelfix("prepare", "fashion-mini-lenet5")
-    assert done.returncode == 0, done.stderr
-    train = Subject.load(home / "subjects" / "fashion-mini-lenet5").dataset(("train",))["train"]
+def images():
+    """Real images: the first of those that are shipped."""
+    train = make_dataset(named("fashion-mini-lenet5"), None, 0)["train"]
     return np.asarray(train.x[:IMAGES, 0]), np.asarray(train.y[:IMAGES])
 
 
