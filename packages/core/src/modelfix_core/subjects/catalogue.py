@@ -134,7 +134,7 @@ VEHICLE_RISKS = {"airplane": 1.0, "automobile": 1.0, "ship": 1.0, "truck": 1.0}
 IMAGENET_RISKS = {c.name: 1.0 for c in imagenet_classes() if c.vehicle}
 # Part of Fashion-MNIST, so that the big networks are trained within half an hour on two cores.
 FASHION_PART = {
-    "train": {"train": 20_000, "validation": 2_000},
+    "train": {"train": 10_000, "validation": 2_000},
     "test": {"repair": 2_500, "test": 2_500},
 }
 
@@ -271,7 +271,7 @@ CATALOGUE: Mapping[str, NamedSubject] = {
                 learning_rate=0.05,
                 weight_decay=5e-4,
                 schedule="one-cycle",
-                epochs=8,
+                epochs=6,
                 flip=True,
                 precision="bf16-mixed",
                 channels_last=True,
