@@ -2,14 +2,17 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from modelfix_core import ModelfixError, Split
 from modelfix_core.subjects import CATALOGUE, DEFAULT, Recipe, named
 from modelfix_core.subjects.__main__ import main
+from modelfix_core.subjects.availability import availability
 from modelfix_core.subjects.catalogue import GARMENT_RISKS
-from modelfix_core.subjects.constructions import GREY, TINTED, bring_to, carve, colour_skew
+from modelfix_core.subjects.constructions import GREY, TINTED, bring_to, carve, colour_skew, grey
+from modelfix_core.subjects.pages import pages
 from modelfix_core.subjects.prepare import make_dataset
 
 
@@ -66,6 +69,87 @@ def test_identities_stay_when_options_are_added():
         "fashion-lenet5": "290fbd417611",
     }
     assert {name: named(name).identity(0)[:12] for name in first} == first
+
+
+class TestCifar10s:
+    """The construction of Wang et al. on coloured images: 300 per class, as CIFAR10 balanced."""
+
+    @pytest.fixture(scope="class")
+    def plain(self):
+        rng = np.random.default_rng(0)
+        y = rng.permutation(np.repeat(np.arange(10), 300))
+        part = Split(rng.integers(0, 256, (3000, 3, 4, 4), dtype=np.uint8), y)
+        sizes = {"train": 1800, "validation": 200, "repair": 500, "test": 500}
+        return carve({"all": part}, {"all": sizes}, seed=0)
+
+    @pytest.fixture(scope="class")
+    def skewed(self, plain):
+        return colour_skew(plain, 0.95, seed=0)
+
+    def test_sizes_as_in_the_study(self):
+        subject = CATALOGUE["cifar10s-resnet18"]
+        study = {"train": 45_000, "validation": 5_000, "repair": 10_000, "test": 10_000}
+        assert subject.splits == study
+        assert subject.group_name == "colour"
+        assert subject.input_shape == (3, 32, 32)
+
+    @pytest.mark.parametrize("name", ["train", "validation"])
+    def test_five_classes_are_grey_and_five_coloured_95_to_5(self, skewed, name):
+        split = skewed[name]
+        for label in range(10):
+            greys = np.sum(split.group[split.y == label] == GREY)
+            count = np.sum(split.y == label)
+            assert greys == round((0.95 if label % 2 == 0 else 0.05) * count)
+        assert abs(np.mean(split.group) - 0.5) < 0.01  # both groups are as large
+
+    @pytest.mark.parametrize("name", ["repair", "test"])
+    def test_every_image_in_both_versions(self, skewed, plain, name):
+        split = skewed[name]
+        assert len(split) == 1000
+        np.testing.assert_array_equal(split.group, np.tile([TINTED, GREY], 500))
+        np.testing.assert_array_equal(split.x[split.group == TINTED], plain[name].x)
+        np.testing.assert_array_equal(
+            split.x[split.group == GREY], grey(plain[name].x).repeat(3, 1)
+        )
+
+    def test_in_colour_images_are_as_they_were(self, skewed, plain):
+        train = skewed["train"]
+        coloured = train.group == TINTED
+        np.testing.assert_array_equal(train.x[coloured], plain["train"].x[coloured])
+        np.testing.assert_array_equal(
+            train.x[~coloured], grey(plain["train"].x[~coloured]).repeat(3, 1)
+        )
+
+    def test_the_seed_decides(self, plain, skewed):
+        for seed, same in ((0, True), (1, False)):
+            again = colour_skew(plain, 0.95, seed)["train"]
+            assert np.array_equal(again.group, skewed["train"].group) == same
+
+    def test_grey_is_pillows(self):
+        from PIL import Image
+
+        x = np.random.default_rng(0).integers(0, 256, (1, 3, 64, 64), dtype=np.uint8)
+        pillow = Image.fromarray(x[0].transpose(1, 2, 0)).convert("L")
+        np.testing.assert_array_equal(grey(x)[0, 0], np.asarray(pillow))
+
+
+def test_the_study_settings():
+    study = {
+        "utkface-facenet": (2, 17_778, 1_975, 1_976, 1_976, 0.07, "race"),
+        "cifar10-vgg16": (10, 45_000, 5_000, 5_000, 5_000, 0.031, None),
+        "cifar10s-resnet18": (10, 45_000, 5_000, 10_000, 10_000, 0.035, "colour"),
+        "imagenet-densenet121": (1000, 1_231_167, 50_000, 25_000, 25_000, 0.007, None),
+    }
+    for name, expected in study.items():
+        s = named(name)
+        found = (len(s.origin.classes), *s.splits.values(), s.attack_epsilon, s.group_name)
+        assert found == expected, name
+        for part, sizes in s.sizes.items():
+            assert sum(sizes.values()) == s.origin.sizes[part]
+    vehicles = {"airplane", "automobile", "ship", "truck"}
+    assert set(named("cifar10-vgg16").risks) == set(named("cifar10s-resnet18").risks) == vehicles
+    assert len(named("imagenet-densenet121").class_risks) == 67
+    assert named("utkface-facenet").risks is None
 
 
 class TestRecipe:
@@ -216,3 +300,37 @@ class TestCommandLine:
         (tmp_path / "file").write_text("in the way")
         assert main([DEFAULT, "--root", str(tmp_path / "file")]) == 2
         assert "cannot be written" in capsys.readouterr().err
+
+
+class TestAvailability:
+    @pytest.fixture(autouse=True)
+    def _isolated(self, tmp_path, monkeypatch):
+        monkeypatch.delenv("MODELFIX_DATA", raising=False)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def test_the_four_states(self, tmp_path):
+        root, data = tmp_path / "subjects", tmp_path / "data"
+        (root / "fashion-lenet5").mkdir(parents=True)
+        (root / "fashion-lenet5" / "subject.json").touch()
+        (data / "utkface").mkdir(parents=True)
+        (data / "utkface" / "1_0_0_2016.jpg.chip.jpg").touch()
+        states = {
+            name: availability(subject, root, data).state for name, subject in CATALOGUE.items()
+        }
+        assert states["fashion-lenet5"] == "ready"
+        assert states["fashion-mini-lenet5"] == "can be prepared"
+        assert states["utkface-facenet"] == "can be prepared"
+        assert states["cifar10-vgg16"] == states["fashion-vgg16"] == "needs download"
+        assert states["imagenet-densenet121"] == "needs manual download"
+
+    def test_each_has_one_sentence(self, tmp_path):
+        for subject in CATALOGUE.values():
+            how = availability(subject, tmp_path).how
+            assert how.endswith(".")
+            assert "\n" not in how
+            assert how[0].isupper()
+
+
+def test_the_pages_are_fresh():
+    folder = Path(__file__).parents[3] / "docs" / "subjects"
+    assert {p.stem: p.read_text(encoding="utf-8") for p in folder.glob("*.md")} == pages()

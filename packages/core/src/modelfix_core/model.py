@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +19,8 @@ from modelfix_core.errors import ModelfixError
 from modelfix_core.files import write_bytes
 
 MAX_BYTES = 2 * 1024**3 - 1  # a protobuf message cannot be larger
+# Images of a batch: so many values of input at most, which bounds what the activations take.
+MIN_BATCH, MAX_BATCH, BATCH_VALUES = 16, 500, 2**21
 ACTIVATIONS = {"Relu", "LeakyRelu", "Elu", "Selu", "PRelu", "Sigmoid", "Tanh", "HardSwish", "Gelu"}
 KINDS = {"Conv": "conv", "Gemm": "dense", "BatchNormalization": "batchnorm"}
 
@@ -167,13 +170,14 @@ class Model:
 
     # -- prediction ----------------------------------------------------------------------------
 
-    def predict(self, x: np.ndarray | Split, batch_size: int = 500) -> np.ndarray:
+    def predict(self, x: np.ndarray | Split, batch_size: int | None = None) -> np.ndarray:
         """Compute the logits.
 
         Parameters
         ----------
         x : ndarray of float32 in [0, 1], [N, C, H, W], or Split
-        batch_size : int
+        batch_size : int, optional
+            Default 500, less for large images.
 
         Returns
         -------
@@ -187,7 +191,7 @@ class Model:
         return float(np.mean(self.predict(split).argmax(axis=1) == split.y))
 
     def activations(
-        self, x: np.ndarray | Split, tensors: Sequence[str], batch_size: int = 500
+        self, x: np.ndarray | Split, tensors: Sequence[str], batch_size: int | None = None
     ) -> dict[str, np.ndarray]:
         """Compute inner tensors (names as in `layers`), [N, ...] each."""
         proto = self.proto()
@@ -203,7 +207,8 @@ class Model:
                 f"{self.name}: takes images of shape {list(self.input_shape)} (channels, height, "
                 f"width) but the data have {list(shape[1:])}."
             )
-        parts = [session.run(outputs, {self.input_name: b}) for b in _batches(x, batch_size)]
+        size = batch_size or max(MIN_BATCH, min(MAX_BATCH, BATCH_VALUES // math.prod(shape[1:])))
+        parts = [session.run(outputs, {self.input_name: b}) for b in _batches(x, size)]
         return [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def _session(self) -> onnxruntime.InferenceSession:

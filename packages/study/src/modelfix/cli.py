@@ -75,20 +75,24 @@ def approaches(as_json: JsonOption = False) -> None:
 
 @app.command()
 def subjects(home: HomeOption = HOME, as_json: JsonOption = False) -> None:
-    """List the subjects: those that can be prepared and those that are."""
+    """List the subjects with their state: what is prepared, and what the others need."""
+    from modelfix_core.subjects.availability import availability
     from modelfix_core.subjects.catalogue import CATALOGUE
 
     from modelfix import tables
     from modelfix.cells import PREPARED, Home
 
     folder = Home(home).subjects
-    prepared = {path.parent.name for path in folder.glob(f"*/{PREPARED}")}
-    rows = [
-        {"name": name, "description": spec.summary, "prepared": name in prepared}
-        for name, spec in CATALOGUE.items()
+    rows = []
+    for name, subject in CATALOGUE.items():
+        there = availability(subject, folder)
+        row = {"name": name, "state": there.state, "how": there.how, "about": subject.summary}
+        rows.append(row)
+    own = {path.parent.name for path in folder.glob(f"*/{PREPARED}")} - CATALOGUE.keys()
+    rows += [
+        {"name": name, "state": "ready", "how": f"Prepared in {folder / name}.", "about": "Yours."}
+        for name in sorted(own)
     ]
-    own = sorted(prepared - CATALOGUE.keys())
-    rows += [{"name": name, "description": "your own", "prepared": True} for name in own]
     if as_json:
         _print_json(rows)
     else:

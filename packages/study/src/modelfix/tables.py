@@ -28,6 +28,12 @@ COLOURS = {
     Outcome.FAILURE: "red",
     Outcome.UNADAPTABLE: "yellow",
 }
+STATES = {
+    "ready": "green",
+    "can be prepared": "cyan",
+    "needs download": "yellow",
+    "needs manual download": "red",
+}
 SHOWN = 8  # input positions listed per line
 NOTHING = "-"
 
@@ -58,11 +64,19 @@ def approaches(catalogue: "Catalogue") -> None:
 
 def subjects(rows: Sequence[dict], folder: Path) -> None:
     """Print one line per subject."""
-    table = _table(None, ["subject", "prepared", "description"])
+    table = _table(None, ["subject", "state", "about"])
     for row in rows:
-        table.add_row(row["name"], "yes" if row["prepared"] else "no", row["description"])
-    _console().print(table)
-    print(f"\nPrepared subjects are kept in {folder}")
+        table.add_row(row["name"], f"[{STATES[row['state']]}]{row['state']}", row["about"])
+    console = _console()
+    console.print(table)
+    missing: dict[str, list[str]] = {}
+    for row in rows:
+        if row["state"].startswith("needs"):
+            missing.setdefault(row["how"], []).append(row["name"])
+    console.print()
+    for how, names in missing.items():
+        console.print(f"{', '.join(names)}: {how}", highlight=False, markup=False)
+    console.print(f"Prepared subjects are kept in {folder}", highlight=False)
 
 
 def applicability(rows: Sequence[dict], subject: str) -> None:

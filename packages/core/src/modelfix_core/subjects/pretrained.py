@@ -1,15 +1,16 @@
-"""Weights that come trained (imports torch)."""
+"""Weights that come trained; torch is needed to read them alone."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING
 
 from modelfix_core.errors import ModelfixError
 from modelfix_core.subjects.sources.base import roots
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ WEIGHTS = {
 }
 
 
-def load(network: nn.Module, name: str, data: Path | None = None) -> None:
+def load(network: "nn.Module", name: str, data: Path | None = None) -> None:
     """Put trained weights into a network, from the data folder, the cache or a download.
 
     Parameters
@@ -83,7 +84,9 @@ def find(weights: Weights, data: Path | None = None) -> Path | None:
     return None
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
+def _read(path: Path) -> "Mapping[str, Tensor]":
+    import torch
+
     try:
         # Tensors alone are read: nothing in the file is run.
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -94,7 +97,9 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         ) from error
 
 
-def _download(weights: Weights, data: Path | None) -> Mapping[str, Tensor]:
+def _download(weights: Weights, data: Path | None) -> "Mapping[str, Tensor]":
+    import torch
+
     folder = roots(data)[-1] / "weights"
     try:
         return torch.hub.load_state_dict_from_url(

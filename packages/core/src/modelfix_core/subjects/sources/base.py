@@ -33,6 +33,8 @@ class Source(ABC):
     licence, homepage : str
     torchvision : str or None
         Class that downloads the files; None where they are fetched by hand.
+    shipped : bool
+        Whether the files come with this package.
     group_name : str or None
         What the images' group means, where the source tells one.
     """
@@ -45,6 +47,7 @@ class Source(ABC):
     licence: str
     homepage: str
     torchvision: str | None = None
+    shipped: bool = False
     group_name: str | None = None
 
     @property
@@ -88,7 +91,7 @@ class Source(ABC):
             If the files are found nowhere and cannot be downloaded, or if one is damaged.
         """
         folder = self.find(data)
-        if folder is None and self.torchvision is None:
+        if folder is None and not self.automatic:
             raise ModelfixError(f"{self.title} was not found; {self.how_to_get(data)}.")
         return self._read(folder or self._download(data))
 
@@ -99,6 +102,11 @@ class Source(ABC):
                 if self._complete(folder):
                     return folder
         return None
+
+    @property
+    def automatic(self) -> bool:
+        """Whether files that are not found are downloaded."""
+        return self.torchvision is not None
 
     def how_to_get(self, data: Path | None = None) -> str:
         """Say what to fetch by hand and where to put it."""

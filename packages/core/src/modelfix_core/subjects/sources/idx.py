@@ -28,13 +28,10 @@ class IdxSource(Source):
     ----------
     files : str
         Address below which the files can be fetched by hand.
-    shipped : bool
-        Whether they come with this package.
     """
 
     shape: tuple[int, int, int] = (1, 28, 28)
     files: str = ""
-    shipped: bool = False
 
     @property
     def wanted(self) -> str:
