@@ -140,7 +140,7 @@ def loop_of(task, **options):
     return Loop(net, task, config, submodels_of(net, len(task.train)))
 
 
-def test_6_what_is_worse_is_taken_back_bit_for_bit(digits_task, accuracies):
+def test_6_what_is_worse_is_taken_back_bit_for_bit(digits_task, accuracies, caplog):
     accuracies([0.9, *np.linspace(0.8, 0.1, 20)])
     loop = loop_of(digits_task("conv"))
     for number in (1, 2):
@@ -153,6 +153,7 @@ def test_6_what_is_worse_is_taken_back_bit_for_bit(digits_task, accuracies):
         changed = loop.net.weights()
         assert any("running_mean" in name for name in changed)
     assert all(c.weights == {} and c.validation_accuracy == 0.9 for c in loop.run())
+    assert "no adaptation was kept" in caplog.text
 
 
 def test_6_the_best_is_a_copy(digits_task, accuracies):

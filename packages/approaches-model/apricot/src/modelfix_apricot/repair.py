@@ -152,6 +152,14 @@ class Loop:
     def run(self) -> Iterator[Candidate]:
         """Yield the best model so far after each round, those of finished rounds again first."""
         yield from self._resume()
+        yield from self._rounds()
+        moves_kept = sum(v["kept"] for _, _, v in self.state.rounds if v["moved"])
+        if self.submodels is not None and not moves_kept:
+            logger.warning(
+                "no adaptation was kept: the result is that of plain retraining (eta = 0)"
+            )
+
+    def _rounds(self) -> Iterator[Candidate]:
         while len(self.state.rounds) < self.total:
             state, number = self.state, len(self.state.rounds) + 1
             if not state.current:
