@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -15,16 +16,15 @@ from torch import nn
 
 
 def trained(split, sizes, activation="ReLU", norm=False, steps=150, seed=0):
-    """A fully connected network trained on `split`."""
+    """Train a fully connected network on `split`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = [nn.Flatten()]
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in pairwise(sizes[:-1]):
             parts.append(nn.Linear(before, after))
-            if after != sizes[-1] or len(parts) < 2:
-                parts += [nn.BatchNorm1d(after)] if norm else []
-                parts += [getattr(nn, activation)()]
-        module = nn.Sequential(*parts[: -1 if isinstance(parts[-1], nn.ReLU) else None])
+            parts += [nn.BatchNorm1d(after)] if norm else []
+            parts += [getattr(nn, activation)(), nn.Dropout(0.1)]
+        module = nn.Sequential(*parts, nn.Linear(*sizes[-2:]))
     x, y = torch.from_numpy(split.images()), torch.tensor(np.asarray(split.y))
     optimiser = torch.optim.Adam(module.parameters(), 3e-3)
     for _ in range(steps):
@@ -68,7 +68,7 @@ def random_suffix(
     def draw(*shape):
         return torch.randn(shape, generator=generator)
 
-    affine = [(draw(b, a) / a**0.5, draw(b) / 2) for a, b in zip(widths, widths[1:], strict=False)]
+    affine = [(draw(b, a) / a**0.5, draw(b) / 2) for a, b in pairwise(widths)]
     activations = [Activation(o, leak if o == "LeakyRelu" else 0.0) for o in operators]
     return Suffix(affine, activations)
 
@@ -138,7 +138,7 @@ def dense_model():
 
     def make(*widths, activation="Relu", seed=0):
         rng = np.random.default_rng(seed)
-        pairs = list(zip(widths, widths[1:], strict=False))
+        pairs = list(pairwise(widths))
         weights = [rng.normal(0, a**-0.5, (b, a)) for a, b in pairs]
         return mlp(weights, [np.zeros(b) for _, b in pairs], (widths[0], 1, 1), activation)
 

@@ -232,7 +232,7 @@ def test_3_the_written_weights_are_the_fitted_neuron(digits, name, epochs):
 # -- 4 ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layer", ["1", "3"])
+@pytest.mark.parametrize("layer", ["1", "4"])
 def test_4_a_neuron_that_nothing_reads_promises_nothing(digits, layer):
     original = digits.network((64, 64, 64, 10), steps=15)
     site = find_site(original, True, layer)
@@ -273,30 +273,32 @@ def planted(model, site, neuron, seed):
     rng = np.random.default_rng(seed)
     maker, reader = site.maker, site.reader
     changed = {n: model.weights[n].copy() for n in (*maker.parameters, reader.weight)}
-    changed[maker.weight][neuron] = rng.normal(0, changed[maker.weight].std(), 64)
+    changed[maker.weight][neuron] = rng.normal(0, 1, 64)
     changed[maker.bias][neuron] = 0.5
     classifier = model.weights[model.layers("dense")[-1].weight]
     changed[reader.weight][:, neuron] = 2 * (classifier[5] - classifier.mean(axis=0))
     return model.with_weights(changed)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2, 3])
-def test_5_a_planted_fault_is_found_and_repaired(digits, seed):
-    healthy = digits.network((64, 64, 64, 10), seed=seed)
-    site = find_site(healthy)
-    neuron = 11 + 7 * seed
-    model = planted(healthy, site, neuron, seed)
-    before = model.accuracy(digits.repair)
-    assert before < healthy.accuracy(digits.repair) - 0.03
-    suffix, found, _, hidden = faults_of(model, site, digits.repair)
-    ranking = scores(significance(suffix, found, intervals(hidden, 10)))
-    rank = int((ranking > ranking[neuron]).sum()) + 1
-    task = Task(model=model, repair=digits.repair, validation=digits.validation)
-    proposals = list(VeRe(rounds=1).candidates(task))
-    after = [p for p in proposals if isinstance(p, Candidate)][-1].apply(model)
-    print(rank, before, after.accuracy(digits.repair), healthy.accuracy(digits.repair))
-    assert rank <= 2
-    assert after.accuracy(digits.repair) > before
+def test_5_planted_faults_are_found_and_repaired(digits):
+    cases = 0
+    for seed in range(3):
+        healthy = digits.network((64, 64, 64, 10), seed=seed)
+        site = find_site(healthy)
+        for neuron in (3, 20, 45):
+            model = planted(healthy, site, neuron, 100 * seed + neuron)
+            before = model.accuracy(digits.repair)
+            if before > healthy.accuracy(digits.repair) - 0.02:
+                continue
+            suffix, found, _, hidden = faults_of(model, site, digits.repair)
+            ranking = scores(significance(suffix, found, intervals(hidden, 10)))
+            task = Task(model=model, repair=digits.repair, validation=digits.validation)
+            proposals = list(VeRe(rounds=1).candidates(task))
+            after = [p for p in proposals if isinstance(p, Candidate)][-1].apply(model)
+            assert int((ranking > ranking[neuron]).sum()) < 2
+            assert after.accuracy(digits.repair) > before
+            cases += 1
+    assert cases >= 6
 
 
 # -- 6 ------------------------------------------------------------------------------------------

@@ -121,7 +121,9 @@ def bucketed(
     # At an edge, the units below it are active if they rise, and no more if they fall.
     slope = slope[..., None] + slopes.sum(dim=2).cumsum(dim=2)[..., ::2]
     start = start[..., None] + starts.sum(dim=2).cumsum(dim=2)[..., ::2]
-    lacking_slope, lacking_start = (s[:, :, 1, 1:-1].unflatten(2, (-1, 2)) for s in (slopes, starts))
+    lacking_slope, lacking_start = (
+        s[:, :, 1, 1:-1].unflatten(2, (-1, 2)) for s in (slopes, starts)
+    )
     lack = lacking_start + lacking_slope * _pairs(moved)
     lack[..., 0].neg_()
     return _pairs(start + slope * moved) - lack.clamp_(min=0)
@@ -246,3 +248,8 @@ def _dot(rows: Tensor, values: Tensor) -> Tensor:
 def _pairs(at_edges: Tensor) -> Tensor:
     """Give each piece the values at both of its edges: [..., K + 1] to [..., K, 2]."""
     return torch.stack([at_edges[..., :-1], at_edges[..., 1:]], dim=-1)
+
+
+def _halves(sums: Tensor) -> Tensor:
+    """Give each piece the sums of its halves, of units that count positively: to [..., K, 2]."""
+    return sums[:, :, 1, 1:-1].unflatten(2, (-1, 2))
