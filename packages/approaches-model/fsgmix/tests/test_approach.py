@@ -9,7 +9,7 @@ from modelfix_core.seeds import generator
 from modelfix_core.torch import load
 from modelfix_fsgmix import FSGMix, FSGMixConfig
 from modelfix_fsgmix.descriptor import describe, reduced
-from modelfix_fsgmix.fine_tuning import Companions, is_hopeless, joined, repair, views_of
+from modelfix_fsgmix.fine_tuning import Companions, joined, repair, views_of
 from modelfix_fsgmix.guidance import draw_shots, guide
 from torch import nn
 
@@ -45,25 +45,10 @@ def test_learning_rates_start_from_the_original(rotated_task):
         np.testing.assert_array_equal(second.weights[name], array)
 
 
-@pytest.mark.parametrize(
-    ("losses", "hopeless"),
-    [
-        ([2.0], False),
-        ([2.0, 2.1], True),
-        ([2.0, 1.9], False),
-        ([0.5, 0.9], False),
-        ([0.9, 1.1], True),
-        ([0.9, 1.1, 1.2], False),
-    ],
-)
-def test_rate_is_given_up_if_worse_and_rising_after_two_epochs(losses, hopeless):
-    assert is_hopeless(losses, original=1.0) is hopeless
-
-
 def test_destructive_rate_stops_after_two_epochs(rotated_task, monkeypatch):
-    from modelfix_fsgmix import fine_tuning
+    from modelfix_core.torch import training
 
-    monkeypatch.setattr(fine_tuning, "is_hopeless", lambda losses, _: len(losses) == 2)
+    monkeypatch.setattr(training, "is_hopeless", lambda losses, _: len(losses) == 2)
     task, _, _ = rotated_task()
     steps = [
         c.step for c in FSGMix(learning_rates=(1e-2, 1e-3), epochs=4, probe=128).candidates(task)

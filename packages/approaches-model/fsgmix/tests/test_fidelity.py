@@ -9,9 +9,8 @@ from modelfix_core import Outcome, Split
 from modelfix_core.fixing import run
 from modelfix_core.torch import augment
 from modelfix_core.torch.augment import Mixing, Variant
-from modelfix_core.torch.training import jensen_shannon
+from modelfix_core.torch.training import consistency, jensen_shannon
 from modelfix_fsgmix import FSGMix, FSGMixConfig
-from modelfix_fsgmix.fine_tuning import consistency
 from modelfix_fsgmix.guidance import guide
 from PIL import Image, ImageEnhance, ImageOps
 from torch.nn import functional

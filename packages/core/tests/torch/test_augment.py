@@ -165,6 +165,21 @@ def test_companion_chain_reaches_the_companion():
     assert float(seen.mean()) == pytest.approx(0.25, abs=0.05)
 
 
+def test_chains_start_from_the_copy_where_it_is_drawn():
+    x, copies = torch.zeros(300, 1, 4, 4), torch.ones(300, 1, 4, 4)
+    copies[1::2] = 0.5
+    # A shift by no pixel leaves every image as it is.
+    mixing = Mixing((Variant(augment.COPY), Variant("translate_x", 0)), (0.5, 0.5), 1, 2)
+    before = x.clone()
+    chained = augment.chains(x, mixing, np.random.default_rng(0), 4, copies)[:, 0, :, 0, 0, 0]
+    drawn = chained > 0
+    assert torch.equal(x, before)
+    for view in range(4):
+        torch.testing.assert_close(chained[view][drawn[view]], copies[drawn[view], 0, 0, 0])
+    # 1/2 for chains of one operation, 3/4 for two.
+    assert float(drawn.double().mean()) == pytest.approx(0.625, abs=0.04)
+
+
 def test_crop_and_flip():
     x = torch.arange(2 * 3 * 6 * 6).float().view(2, 3, 6, 6)
     rng = np.random.default_rng(0)

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from modelfix_core import Budget, Split, Task
 from modelfix_core.errors import BudgetExceeded
 from modelfix_core.torch import export, load, training
-from modelfix_core.torch.training import Feed, FineTuning, fine_tune, jensen_shannon
+from modelfix_core.torch.training import Feed, FineTuning, fine_tune, fine_tune_at, jensen_shannon
 from torch import nn
 
 RECIPE = FineTuning(epochs=3, learning_rate=0.05, batch_size=16, patience=None)
@@ -61,8 +62,7 @@ def noisy(x, y, rng):
     return torch.cat([x[None], (x + noise).clamp(0, 1)])
 
 
-def consistency(logits, y):
-    return training.cross_entropy(logits[:1], y) + jensen_shannon(logits)
+consistency = partial(training.consistency, weight=1)
 
 
 def test_learns_and_measures_truly():
@@ -304,3 +304,53 @@ def test_momentum_is_nesterovs_unless_told_otherwise():
         tuned(task(), replace(RECIPE, nesterov=False, momentum=0.0))[:1],
         tuned(task(), replace(RECIPE, momentum=0.0))[:1],
     )
+
+
+# -- copies of the images, grids of learning rates ---------------------------------------------
+
+
+@pytest.mark.parametrize("memory", [0, training.DEFAULT_MEMORY], ids=["read", "resident"])
+def test_views_get_the_copies_of_their_images(monkeypatch, memory):
+    monkeypatch.setattr(training.Feed.__init__, "__defaults__", (memory,))
+    given = task()
+    seen = []
+
+    def views(x, y, rng, copies):
+        seen.append((x, y, copies))
+        return torch.stack([x, copies])
+
+    copies = Split(255 - given.train.x, given.train.y)
+    tuned(given, replace(RECIPE, epochs=1), views=views, copies=copies)
+    assert sum(len(y) for _, y, _ in seen) == 100
+    for x, _, copy in seen:
+        torch.testing.assert_close(copy, 1 - x)
+
+
+def test_recipe_is_read_from_options_of_the_same_names():
+    options = SimpleNamespace(epochs=7, batch_size=3, learning_rates=(1.0,), unknown=0)
+    assert FineTuning.of(options) == FineTuning(epochs=7, batch_size=3)
+
+
+def test_every_rate_starts_from_the_original():
+    given = task()
+    recipe = replace(RECIPE, epochs=1)
+    net = load(given.model)
+    found = list(fine_tune_at((0.05, 0.01), net, given, given.train, recipe))
+    assert [c.values["learning_rate"] for c in found] == [0.05, 0.01]
+    alone = list(fine_tune_at((0.01,), net, given, given.train, recipe))
+    assert_same(alone, found[1:])
+
+
+@pytest.mark.parametrize(
+    ("losses", "hopeless"),
+    [
+        ([2.0], False),
+        ([2.0, 2.1], True),
+        ([2.0, 1.9], False),
+        ([0.5, 0.9], False),
+        ([0.9, 1.1], True),
+        ([0.9, 1.1, 1.2], False),
+    ],
+)
+def test_rate_is_given_up_if_worse_and_rising_after_two_epochs(losses, hopeless):
+    assert training.is_hopeless(losses, original=1.0) is hopeless

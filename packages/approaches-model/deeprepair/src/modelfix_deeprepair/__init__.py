@@ -1,1 +1,5 @@
-"""DeepRepair for modelfix: retraining on clean images in the style of the failures."""
+"""DeepRepair: retraining on clean images in the style of the failures."""
+
+from modelfix_deeprepair.approach import DeepRepair, DeepRepairConfig
+
+__all__ = ["DeepRepair", "DeepRepairConfig"]

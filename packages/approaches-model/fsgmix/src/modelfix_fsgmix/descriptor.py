@@ -2,6 +2,7 @@
 
 import torch
 from modelfix_core.torch.augment import luma
+from modelfix_core.torch.wavelets import decompose
 from torch import Tensor
 from torch.nn import functional
 
@@ -43,14 +44,7 @@ def describe(images: Tensor) -> Tensor:
 def _haar(grey: Tensor) -> tuple[Tensor, Tensor]:
     """Return log energies of the detail bands, [N, 3], and the low band, [N, H // 2, W // 2]."""
     height, width = (size // 2 * 2 for size in grey.shape[1:])
-    even, odd = grey[:, 0:height:2, :width], grey[:, 1:height:2, :width]
-    sums, differences = even + odd, even - odd
-    low = (sums[..., 0::2] + sums[..., 1::2]) / 2
-    details = (
-        (sums[..., 0::2] - sums[..., 1::2]) / 2,
-        (differences[..., 0::2] + differences[..., 1::2]) / 2,
-        (differences[..., 0::2] - differences[..., 1::2]) / 2,
-    )
+    low, details = decompose(grey[:, :height, :width])
     energies = torch.stack([band.square().mean(dim=(1, 2)) for band in details], dim=1)
     return (energies + ENERGY_FLOOR).log(), low
 

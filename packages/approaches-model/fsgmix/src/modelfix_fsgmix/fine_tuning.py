@@ -9,34 +9,17 @@ from modelfix_core.approach import Candidate, Task
 from modelfix_core.dataset import Split
 from modelfix_core.torch import TorchModel, augment
 from modelfix_core.torch.training import (
-    Feed,
     FineTuning,
     Loss,
     Views,
+    consistency,
     cross_entropy,
-    fine_tune,
-    jensen_shannon,
-    validate,
+    fine_tune_at,
 )
 from torch import Tensor
 
 from modelfix_fsgmix.approach import FSGMixConfig
 from modelfix_fsgmix.guidance import Guidance
-
-JUDGED_AFTER = 2  # epochs
-
-
-def consistency(logits: Tensor, y: Tensor, weight: float) -> Tensor:
-    """Return cross-entropy of the image plus weighted Jensen-Shannon divergence of all views.
-
-    Parameters
-    ----------
-    logits : Tensor, [V, N, K]
-        Of the image itself first.
-    y : Tensor of int64, [N]
-    weight : float
-    """
-    return cross_entropy(logits[:1], y) + weight * jensen_shannon(logits)
 
 
 def loss_of(config: FSGMixConfig) -> Loss:
@@ -82,55 +65,13 @@ class Companions:
 def repair(
     net: TorchModel, task: Task, config: FSGMixConfig, guidance: Guidance
 ) -> Iterator[Candidate]:
-    """Yield the candidates of every learning rate, each from the original weights.
-
-    A rate is given up when the validation loss is worse than the original's after two epochs and
-    still rising.
-    """
+    """Yield the candidates of every learning rate, each from the original weights."""
     train, shots = task.train, task.repair.select(guidance.shots)
     assert train is not None, "`FSGMix.check` refuses tasks without training images"
     split = joined(train, shots) if config.include_failures else train
     views = views_of(config, guidance, shots, task.device)
-    net.reset()
-    original_loss, _ = validate(net, Feed(task.validation, task.device))
-    for position, rate in enumerate(config.learning_rates):
-        net.reset()
-        losses: list[float] = []
-        run = fine_tune(
-            net,
-            task,
-            split,
-            recipe_of(config, rate),
-            loss_of(config),
-            views,
-            name=f"learning-rate-{rate:g}",
-            part=(position, len(config.learning_rates)),
-        )
-        for candidate in run:
-            yield candidate
-            losses.append(candidate.values["validation_loss"])
-            if is_hopeless(losses, original_loss):
-                break
-
-
-def recipe_of(config: FSGMixConfig, rate: float) -> FineTuning:
-    """Return how the model is fine-tuned with one learning rate."""
-    return FineTuning(
-        epochs=config.epochs,
-        learning_rate=rate,
-        batch_size=config.batch_size,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        patience=config.patience,
-        precision=config.precision,
-        images_per_epoch=config.images_per_epoch,
-        recalibrate_bn=config.recalibrate_bn,
-    )
-
-
-def is_hopeless(losses: list[float], original: float) -> bool:
-    """Whether the validation losses of the first two epochs are worse than before, and rise."""
-    return len(losses) == JUDGED_AFTER and losses[1] > max(losses[0], original)
+    recipe = FineTuning.of(config)
+    yield from fine_tune_at(config.learning_rates, net, task, split, recipe, loss_of(config), views)
 
 
 def joined(train: Split, shots: Split) -> Split:

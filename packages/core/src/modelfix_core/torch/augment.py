@@ -7,7 +7,7 @@ Source: Hendrycks et al., "AugMix", ICLR 2020.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ OPERATIONS = (
 )
 SIGNED = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 WITHOUT_LEVEL = ("autocontrast", "equalize")
-NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
+COPY = "copy"  # a chain in which it is drawn starts from the copy of the image that is given
+NUMBER = {name: number for number, name in enumerate((*OPERATIONS, COPY))}
 LUMA = (0.299, 0.587, 0.114)
 
 
@@ -42,7 +43,7 @@ class Variant:
     Attributes
     ----------
     operation : str
-        One of `OPERATIONS`.
+        One of `OPERATIONS`, or `COPY`.
     level : float
         In [0, 10].
     sign : int
@@ -110,8 +111,8 @@ def strengths(chosen: Sequence[Variant], level: np.ndarray, shape: Sequence[int]
 
 def _strength(number, sign, level, shape) -> np.ndarray:
     share = level / 10
-    scale = np.ones(len(OPERATIONS))
-    offset = np.zeros(len(OPERATIONS))
+    scale = np.ones(len(NUMBER))
+    offset = np.zeros(len(NUMBER))
     for name, size, start in (
         ("posterize", -4, 4),
         ("rotate", 30, 0),
@@ -332,6 +333,7 @@ def views(
     rng: np.random.Generator,
     count: int = 2,
     companions: Tensor | None = None,
+    copies: Tensor | None = None,
 ) -> Tensor:
     """Draw augmented views of each image.
 
@@ -348,6 +350,9 @@ def views(
         Views of each image.
     companions : Tensor of float, [N, C, H, W], optional
         One more chain blends each image with its companion, with a weight drawn as m is.
+    copies : Tensor of float, [N, C, H, W], optional
+        From these start the chains in which the operation `COPY` is drawn; needed where `mixing`
+        has it.
 
     Returns
     -------
@@ -355,7 +360,7 @@ def views(
         In [0, 1].
     """
     m = _per_image(draw_weights(mixing, rng, (count, len(images))), images)
-    mixed = mixtures(images, mixing, rng, count, companions)
+    mixed = mixtures(images, mixing, rng, count, companions, copies)
     return torch.lerp(images.expand_as(mixed), mixed, m)
 
 
@@ -365,6 +370,7 @@ def mixtures(
     rng: np.random.Generator,
     count: int = 1,
     companions: Tensor | None = None,
+    copies: Tensor | None = None,
 ) -> Tensor:
     """Draw what `views` blends each image with: the weighted sums of its chains.
 
@@ -374,7 +380,7 @@ def mixtures(
     """
     width = mixing.width + (companions is not None)
     shares = rng.dirichlet(np.ones(width), size=(count, len(images)))
-    mixed = mix(chains(images, mixing, rng, count), shares[..., : mixing.width])
+    mixed = mix(chains(images, mixing, rng, count, copies), shares[..., : mixing.width])
     if companions is not None:
         weight = _per_image(draw_weights(mixing, rng, (count, len(images))), images)
         blended = torch.lerp(images.expand_as(mixed), companions.expand_as(mixed), weight)
@@ -382,26 +388,70 @@ def mixtures(
     return mixed
 
 
-def chains(images: Tensor, mixing: Mixing, rng: np.random.Generator, count: int = 1) -> Tensor:
+def chains(
+    images: Tensor,
+    mixing: Mixing,
+    rng: np.random.Generator,
+    count: int = 1,
+    copies: Tensor | None = None,
+) -> Tensor:
     """Apply chains of random operations.
+
+    Parameters
+    ----------
+    images, mixing, rng, count, copies
+        As for `views`.
 
     Returns
     -------
     Tensor of float, [count, width, N, C, H, W]
     """
-    copies = count * mixing.width
-    result = images.repeat(copies, 1, 1, 1)
-    length = rng.integers(1, mixing.depth + 1, size=len(result))
+    drawn = draw_chains(mixing, rng, count * mixing.width * len(images), images.shape[1:])
+    result = images.repeat(count * mixing.width, 1, 1, 1)
+    if copies is not None:
+        starts = np.unique(np.concatenate([d.rows[d.operation == NUMBER[COPY]] for d in drawn]))
+        result[torch.from_numpy(starts)] = copies[torch.from_numpy(starts % len(images))]
+    for draw in drawn:
+        changes = draw.operation != NUMBER[COPY]
+        _apply(result, draw.rows[changes], draw.operation[changes], draw.strength[changes])
+    return result.view(count, mixing.width, *images.shape)
+
+
+class Drawn(NamedTuple):
+    """Operations at one position of many chains.
+
+    Attributes
+    ----------
+    rows : ndarray of int, [M]
+        The chains that are as long.
+    operation : ndarray of int, [M]
+        As in `NUMBER`.
+    strength : ndarray of float, [M]
+        As from `strengths`.
+    """
+
+    rows: np.ndarray
+    operation: np.ndarray
+    strength: np.ndarray
+
+
+def draw_chains(
+    mixing: Mixing, rng: np.random.Generator, chains: int, shape: Sequence[int]
+) -> list[Drawn]:
+    """Draw the operations of chains for images of `shape`, one entry for each position."""
+    length = rng.integers(1, mixing.depth + 1, size=chains)
     number = np.array([NUMBER[v.operation] for v in mixing.variants])
     sign = np.array([v.sign for v in mixing.variants], dtype=float)
     top = np.array([v.level for v in mixing.variants], dtype=float)
+    result = []
     for position in range(mixing.depth):
         rows = np.flatnonzero(length > position)
         drawn = rng.choice(len(number), size=len(rows), p=mixing.probabilities)
         level = np.maximum(top[drawn] - mixing.span * rng.random(len(rows)), 0.0)
-        strength = _strength(number[drawn], sign[drawn], level, images.shape[1:])
-        _apply(result, rows, number[drawn], strength)
-    return result.view(count, mixing.width, *images.shape)
+        result.append(
+            Drawn(rows, number[drawn], _strength(number[drawn], sign[drawn], level, shape))
+        )
+    return result
 
 
 def mix(chained: Tensor, shares: np.ndarray) -> Tensor:

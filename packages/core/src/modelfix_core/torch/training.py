@@ -3,10 +3,10 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -28,12 +28,14 @@ from modelfix_core.torch.bridge import TorchModel
 REPORT_EVERY = 0.5  # seconds
 VALIDATION_BATCH = 500
 RECALIBRATION_IMAGES = 2000
+JUDGED_AFTER = 2  # epochs of a learning rate
 BESIDE = "beside"  # heads the names of parameters that are no weights of the model
 
 # From logits [V, N, K] of V views of N images (the first is the image itself) and labels [N].
 Loss = Callable[[Tensor, Tensor], Tensor]
-# From images [N, C, H, W] in [0, 1], labels [N] and a generator to views [V, N, C, H, W].
-Views = Callable[[Tensor, Tensor, np.random.Generator], Tensor]
+# From images [N, C, H, W] in [0, 1], labels [N], a generator and, where the lesson has them, the
+# copies of these images [N, C, H, W] to views [V, N, C, H, W].
+Views = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,12 @@ class FineTuning:
     recalibrate_bn: bool = False
     clip: float | None = None
 
+    @classmethod
+    def of(cls, options: object) -> "FineTuning":
+        """Return the recipe that the attributes of `options` with the same names ask for."""
+        known = [entry.name for entry in fields(cls) if hasattr(options, entry.name)]
+        return cls(**{name: getattr(options, name) for name in known})
+
     def rate(self, step: int, steps: int) -> float:
         """Return the learning rate of a step out of `steps`."""
         if self.schedule == "constant":
@@ -115,6 +123,20 @@ def jensen_shannon(logits: Tensor) -> Tensor:
     p = log_p.exp()
     mixture = p.mean(dim=0).clamp(1e-7, 1).log()
     return (p * (log_p - mixture)).sum(dim=-1).mean()
+
+
+def consistency(logits: Tensor, y: Tensor, weight: float) -> Tensor:
+    """Return cross-entropy of the image plus weighted Jensen-Shannon divergence of all views.
+
+    Parameters
+    ----------
+    logits : Tensor, [V, N, K]
+        Of the image itself first.
+    y : Tensor of int64, [N]
+    weight : float
+        Source: Hendrycks et al., "AugMix", ICLR 2020, with 12.
+    """
+    return cross_entropy(logits[:1], y) + weight * jensen_shannon(logits)
 
 
 class Feed:
@@ -270,11 +292,13 @@ class Supervised:
         recipe: FineTuning,
         loss: Loss = cross_entropy,
         views: Views | None = None,
+        copies: Split | None = None,
     ) -> None:
         self.net, self.recipe, self.loss = net, recipe, loss
         self.views = views or (lambda x, _y, _rng: x[None])
         self.images = min(recipe.images_per_epoch or len(split), len(split))
         self.feed = Feed(split, net.device)
+        self.copies = None if copies is None else Feed(copies, net.device)
 
     def __len__(self) -> int:
         return math.ceil(self.images / self.recipe.batch_size)
@@ -289,13 +313,22 @@ class Supervised:
         size = self.recipe.batch_size
         order = epoch.draws(stage="order").permutation(len(self.feed))[: self.images]
         rng = epoch.draws(stage="views")
-        for x, y in self.feed.batches(order, size):
-            stack = self.views(x, y, rng)
+        for x, y, *copies in self._batches(order, size):
+            stack = self.views(x, y, rng, *copies)
             logits = epoch.module(stack.flatten(0, 1)).view(len(stack), len(y), -1)
             right = (logits[0].detach().argmax(dim=1) == y).sum()
             yield Step(self.loss(logits, y), right, len(y))
         if self.recipe.recalibrate_bn:
             recalibrate_batchnorm(self.net, self.feed, order[:RECALIBRATION_IMAGES], size)
+
+    def _batches(self, order: np.ndarray, size: int) -> Iterator[tuple[Tensor, ...]]:
+        """Yield images, labels and, where there are some, the copies of these images."""
+        if self.copies is None:
+            yield from self.feed.batches(order, size)
+            return
+        pairs = zip(self.feed.batches(order, size), self.copies.batches(order, size), strict=True)
+        for (x, y), (copies, _) in pairs:
+            yield x, y, copies
 
 
 def fine_tune(
@@ -305,6 +338,7 @@ def fine_tune(
     recipe: FineTuning,
     loss: Loss = cross_entropy,
     views: Views | None = None,
+    copies: Split | None = None,
     *,
     name: str = "fine-tuning",
     part: tuple[int, int] = (0, 1),
@@ -328,6 +362,8 @@ def fine_tune(
     views : callable, optional
         From images [N, C, H, W], labels and a generator to views [V, N, C, H, W], the image itself
         first; all are passed through the net at once. Default: the image alone.
+    copies : Split, optional
+        One image for each of `split` (a changed copy, say) that `views` gets as a fourth argument.
     name : str
         Of this run among those of the approach: heads its progress, seeds and checkpoints.
     part : (int, int)
@@ -339,8 +375,58 @@ def fine_tune(
         With ``validation_accuracy`` and the values ``loss``, ``train_accuracy``,
         ``validation_loss`` and ``learning_rate``.
     """
-    lesson = Supervised(net, split, recipe, loss, views)
+    lesson = Supervised(net, split, recipe, loss, views, copies)
     yield from teach(net, task, lesson, recipe, name=name, part=part)
+
+
+def fine_tune_at(
+    learning_rates: Sequence[float],
+    net: TorchModel,
+    task: Task,
+    split: Split,
+    recipe: FineTuning,
+    loss: Loss = cross_entropy,
+    views: Views | None = None,
+    copies: Split | None = None,
+) -> Iterator[Candidate]:
+    """Yield the candidates of every learning rate, each from the original weights.
+
+    A rate is given up when the validation loss is worse than the original's after two epochs and
+    still rising.
+
+    Parameters
+    ----------
+    learning_rates : sequence of float
+        Take the place of the recipe's, one after the other.
+    net, task, split, recipe, loss, views, copies
+        As for `fine_tune`.
+    """
+    net.reset()
+    original_loss, _ = validate(net, Feed(task.validation, task.device))
+    for position, rate in enumerate(learning_rates):
+        net.reset()
+        losses: list[float] = []
+        run = fine_tune(
+            net,
+            task,
+            split,
+            replace(recipe, learning_rate=rate),
+            loss,
+            views,
+            copies,
+            name=f"learning-rate-{rate:g}",
+            part=(position, len(learning_rates)),
+        )
+        for candidate in run:
+            yield candidate
+            losses.append(candidate.values["validation_loss"])
+            if is_hopeless(losses, original_loss):
+                break
+
+
+def is_hopeless(losses: Sequence[float], original: float) -> bool:
+    """Whether the validation losses of the first two epochs are worse than before, and rise."""
+    return len(losses) == JUDGED_AFTER and losses[1] > max(losses[0], original)
 
 
 def teach(
