@@ -23,7 +23,7 @@ from PIL import Image
 UNIT = 250  # images at 1x
 FACTORS = (1, 4, 16)
 CLASSES = 5
-SIDE, RESIZE, BATCH = 224, 256, 64
+SIDE, RESIZE, BATCH = 224, 256, 16
 
 
 def generate(folder: Path, images: int) -> None:

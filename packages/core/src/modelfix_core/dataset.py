@@ -108,7 +108,7 @@ class Split:
                 )
 
     def save(self, folder: Path) -> None:
-        """Write ``x.npy`` (or an index of image files) and ``y``, ``ids``, with groups ``group``."""
+        """Write ``x.npy`` (or an index of image files), ``y``, ``ids`` and any ``group``."""
         arrays = {"x": self.x, "y": self.y, "ids": self.ids, "group": self.group}
         if isinstance(self.x, ImageFiles):
             self.x.save(folder / INDEX_FILE)

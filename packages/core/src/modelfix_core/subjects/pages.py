@@ -1,7 +1,7 @@
 """The pages of the named subjects: ``python -m modelfix_core.subjects.pages FOLDER``."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from modelfix_core.files import write_text
@@ -43,8 +43,8 @@ def _overview() -> str:
                 rows,
             ),
             "",
-            "Splits are train / validation / repair / test. The pages are made from the definitions",
-            "by `python -m modelfix_core.subjects.pages docs/subjects`.",
+            "Splits are train / validation / repair / test. The pages are made from the",
+            "definitions by `python -m modelfix_core.subjects.pages docs/subjects`.",
             "",
         ]
     )
@@ -118,7 +118,7 @@ def _data(s: NamedSubject) -> list[str]:
     return [f"{places}. They are not downloaded: {by_hand}."]
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     lines = [heads, ("---",) * len(heads), *rows]
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
