@@ -119,7 +119,7 @@ class HybridRepair(Approach):
     )
     Config = HybridRepairConfig
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {
-        "default": {"warm_up": 2, "epochs": 5, "replay_images": 6_400, "learning_rate": 1e-2},
+        "default": {"warm_up": 2, "epochs": 5, "replay_images": 6_400},
         "paper": {},
         "study": {},
     }

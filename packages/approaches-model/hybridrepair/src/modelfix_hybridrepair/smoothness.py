@@ -23,7 +23,8 @@ OPERATIONS = (
 )
 LOWEST_LEVEL, HIGHEST_LEVEL = 0.1, 3.0
 DEPTH = 3
-IMAGES_AT_ONCE = 2048
+IMAGES_AT_ONCE = 288  # more do not fit in a processor's cache
+COMPARED_BYTES = 64 * 1024**2
 CERTAIN = 1e-9  # bits: with less everywhere, a model does not change at all
 
 Progress = Callable[[str], None]
@@ -130,7 +131,7 @@ def sparsity(
     reference = functional.normalize(reference, dim=1)
     count = min(neighbours, len(reference))
     result = []
-    rows = max(1, IMAGES_AT_ONCE * 8192 // len(reference))
+    rows = max(1, COMPARED_BYTES // (4 * len(reference)))
     for part in functional.normalize(points, dim=1).split(rows):
         nearest = (part @ reference.T).topk(count, dim=1, sorted=False).values
         result.append(1 - nearest.double().mean(dim=1))
