@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from modelfix_core import Model, ModelfixError
 from modelfix_core.subjects.__main__ import main
 from modelfix_core.subjects.own import prepare_own
@@ -194,3 +195,13 @@ class TestCommandLine:
     def test_a_bad_risk_is_refused(self, tmp_path, model_path, npz, capsys):
         assert self.run(tmp_path, model_path, npz, "--risk", "much") == 2
         assert "CLASS=WEIGHT" in capsys.readouterr().err
+
+
+def test_a_complete_subject_is_reused_while_another_process_looks_at_it(tmp_path, model_path, npz):
+    root = tmp_path / "subjects"
+    first = prepare_own("mine", model_path, npz, root)
+    with FileLock(root / ".mine.lock"):
+        assert prepare_own("mine", model_path, npz, root).reused
+        with pytest.raises(ModelfixError, match="another process is preparing"):
+            prepare_own("mine", model_path, npz, root, seed=1)
+    assert first.subject.problems() == []

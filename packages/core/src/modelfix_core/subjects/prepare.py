@@ -258,6 +258,11 @@ def build_once(target: Path, identity: str, build: Callable[[Path], None]) -> Pr
     build : callable
         Writes everything into the empty folder that it is given, beside `target`.
     """
+    # Several processes may use a complete subject at once; only those that prepare it exclude
+    # each other, and the second look is for what one of them has finished in between.
+    known = _complete(target, identity)
+    if known is not None:
+        return Prepared(known, reused=True)
     with _only_one(target):
         known = _complete(target, identity)
         if known is not None:
