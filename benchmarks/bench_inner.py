@@ -5,8 +5,9 @@ The baseline does what the authors' code does: for each input and step two whole
 to find what the probe read), all probes on both, a restore of every weight, and gradients of all
 parameters; each input is routed, whether or not the mask can still grow. Ours is
 `modelfix_inner.localisation.count_hits`, the cache included. Both route the same inputs through
-the same blocks of LeNet5 with the same probes, and must mark the same weights. A second measurement
-adds the repair, whose baseline runs whole networks and differentiates all parameters.
+the same blocks of LeNet5 with the same probes, and must mark the same weights. The repair, whose
+baseline runs whole networks and differentiates all parameters, must give the same model. The
+defaults are small; the last ratio, of both together, depends on how much is repaired.
 """
 
 import argparse
@@ -195,13 +196,14 @@ def compare_repair(
 
     def ours() -> dict:
         net.reset()
-        marked = [Marked(*parts) for parts in zip(blocks, probes, masks, strict=True)]
-        repair = Repair(net, BATCH, LEARNING_RATE, ALPHA, TEMPERATURE)
+        readings = [Reading(net, *pair) for pair in zip(blocks, probes, strict=True)]
+        marked = [Marked(d, *pair) for d, pair in enumerate(zip(readings, masks, strict=True))]
+        repair = Repair(net, faulty, clean)
         for _ in range(epochs):
             for part in marked:
-                repair.by_probe(part, faulty, clean)
+                repair.by_probe(part)
             for part in marked * 2:
-                repair.by_label(part, faulty)
+                repair.by_label(part)
         return net.weights()
 
     def baseline() -> dict:

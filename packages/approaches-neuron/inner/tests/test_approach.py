@@ -1,4 +1,5 @@
 import copy
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from modelfix_core.torch import load
 from modelfix_inner import Inner
 from modelfix_inner.approach import InnerConfig
 from modelfix_inner.localisation import Reading, count_hits, make_mask
+from modelfix_inner.prefixes import Prefixes
 from modelfix_inner.repair import Marked, Repair
 from modelfix_inner.run import Run
 from modelfix_inner.samples import misclassified, partners
@@ -144,19 +146,57 @@ def test_failures_are_faults_of_the_validation_split_that_remain(digits):
 @pytest.mark.parametrize("drifts", [False, True])
 def test_statistics_drift_only_where_the_code_is_followed(residual, residual_parts, drifts):
     parts = copy.deepcopy(residual_parts)
-    marked = Marked(
-        parts.blocks[0],
-        parts.probes[0],
-        torch.ones_like(parts.net.tensor(parts.blocks[0].layer.weight), dtype=torch.bool),
-    )
-    repair = Repair(parts.net, batch_statistics=drifts)
-    repair.by_probe(marked, parts.faulty, parts.clean.x[: len(parts.faulty.y)])
-    repair.by_label(marked, parts.faulty)
+    reading = Reading(parts.net, parts.blocks[0], parts.probes[0])
+    marked = Marked(0, reading, torch.ones_like(reading.weight, dtype=torch.bool))
+    clean = parts.clean.x[: len(parts.faulty.y)]
+    repair = Repair(parts.net, parts.faulty, clean, batch_statistics=drifts)
+    repair.by_probe(marked)
+    repair.by_label(marked)
     statistics = {name for layer in residual.model.layers("batchnorm") for name in layer.statistics}
     allowed = set(parts.blocks[0].layer.parameters)
     changed = set(parts.net.weights())
     assert changed == (allowed | statistics if drifts else allowed)
     assert not any(m.training for part in (parts.net, *parts.probes) for m in part.modules())
+
+
+@pytest.mark.parametrize("name", ["parts", "residual_parts"])
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 0, 1, 1, 0)])
+def test_what_is_kept_between_passes_changes_nothing(request, name, order):
+    def repaired(memory):
+        parts = copy.deepcopy(request.getfixturevalue(name))
+        clean = parts.clean.x[: len(parts.faulty.y)]
+        repair = Repair(parts.net, parts.faulty, clean, learning_rate=0.01, memory=memory)
+        for depth in order:
+            reading = Reading(parts.net, parts.blocks[depth], parts.probes[depth])
+            marked = Marked(depth, reading, torch.ones_like(reading.weight, dtype=torch.bool))
+            repair.by_probe(marked)
+            repair.by_label(marked)
+        return parts.net.weights()
+
+    kept, scarce = repaired(2**30), repaired(0)
+    assert kept.keys() == scarce.keys() != set()
+    for weight, values in kept.items():
+        np.testing.assert_array_equal(values, scarce[weight])
+
+
+def test_prefixes_follow_the_network_and_stay_within_memory(fresh):
+    net, x = fresh.net, fresh.faulty.x
+    readings = [Reading(net, *pair) for pair in zip(fresh.blocks, fresh.probes, strict=True)]
+    prefixes = Prefixes(net, x, batch_size=16)
+    prefixes.keep(1, readings[1].frontier)
+    prefixes.keep(3, readings[3].frontier)
+    net.tensor(fresh.blocks[1].layer.weight).data.mul_(2)
+    prefixes.drop_above(1)
+    (name,) = readings[3].frontier
+    expected = net.activations(x, [name])[name]
+    torch.testing.assert_close(prefixes.rows([name], slice(None))[name], expected)
+    steps = []
+    with mock.patch.object(net, "apply", side_effect=lambda step, _: steps.append(step)):
+        prefixes.rows(readings[1].frontier, slice(None))
+    assert steps == []
+    scarce = Prefixes(net, x, batch_size=16, memory=10)
+    scarce.keep(1, readings[1].frontier)
+    assert len(scarce._levels) == 1
 
 
 @pytest.mark.parametrize("preset", ["default", "reference", "paper", "study"])

@@ -195,12 +195,10 @@ def test_7_topk_of_all_weights_is_a_full_reference_mask(digits):
 
 def test_8_the_loss_falls_on_the_repair_batches(fresh):
     clean = fresh.clean.x[: len(fresh.faulty.y)]
-    repair = Repair(fresh.net, learning_rate=7e-4)
-    marked = [
-        Marked(block, probe, torch.ones_like(fresh.net.tensor(block.layer.weight), dtype=bool))
-        for block, probe in zip(fresh.blocks, fresh.probes, strict=True)
-    ]
-    losses = [[repair.by_probe(m, fresh.faulty, clean) for m in marked] for _ in range(3)]
+    repair = Repair(fresh.net, fresh.faulty, clean, learning_rate=7e-4)
+    readings = [reading_of(fresh, depth) for depth in range(len(fresh.blocks))]
+    marked = [Marked(d, r, torch.ones_like(r.weight, dtype=bool)) for d, r in enumerate(readings)]
+    losses = [[repair.by_probe(m) for m in marked] for _ in range(3)]
     assert np.mean(losses[2]) < np.mean(losses[0])
     assert losses[2][0] < losses[0][0]
 
@@ -219,7 +217,8 @@ def test_8_the_step_is_that_of_masked_sgd(fresh):
     kd = -(soft * (ours / 3).log_softmax(dim=1)).sum(dim=1).mean()
     loss = 0.8 * cross_entropy(ours, faulty.y) + 0.2 * kd
     slopes = torch.autograd.grad(loss, [weight, bias])
-    Repair(fresh.net, learning_rate=0.01).by_probe(Marked(block, probe, mask), faulty, clean)
+    marked = Marked(2, reading_of(fresh, 2), mask)
+    Repair(fresh.net, faulty, clean, learning_rate=0.01).by_probe(marked)
     torch.testing.assert_close(weight.detach(), old[0] - 0.01 * slopes[0] * mask)
     torch.testing.assert_close(bias.detach(), old[1] - 0.01 * slopes[1])
 

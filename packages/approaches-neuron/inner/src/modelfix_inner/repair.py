@@ -5,12 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from modelfix_core.population import DEFAULT_MEMORY
 from modelfix_core.torch import TorchModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from modelfix_inner.blocks import Block
+from modelfix_inner.localisation import Reading
+from modelfix_inner.prefixes import Prefixes
 from modelfix_inner.samples import Samples
 
 
@@ -20,15 +22,16 @@ class Marked:
 
     Attributes
     ----------
-    block : Block
-    probe : nn.Module
-        In evaluation mode.
+    depth : int
+        Its position among the blocks, from 0.
+    reading : Reading
+        With the block and its probe, in evaluation mode.
     mask : Tensor of bool, like the layer's weight
         Which weights may move; the bias always may.
     """
 
-    block: Block
-    probe: nn.Module
+    depth: int
+    reading: Reading
     mask: Tensor
 
 
@@ -45,14 +48,16 @@ def distillation(student: Tensor, teacher: Tensor, temperature: float) -> Tensor
     return -(wanted * log_softmax(student / temperature, dim=1)).sum(dim=1).mean()
 
 
-@dataclass(frozen=True)
 class Repair:
     """Passes over faulty inputs that change the marked weights of a network in place.
 
-    Attributes
+    Parameters
     ----------
     net : TorchModel
-        In evaluation mode before and after every pass.
+        In evaluation mode before and after every pass; nothing else may change its weights.
+    faulty : Samples
+    clean : Tensor, [n, C, H, W]
+        Partners of the first n faulty inputs.
     batch_size : int
     learning_rate : float
         Of SGD without momentum.
@@ -62,56 +67,71 @@ class Repair:
     batch_statistics : bool
         Whether BatchNorm, in the network and in the probes, uses the batches' statistics and lets
         its own drift, as the authors' code does.
+    memory : int
+        Bytes of values that may be kept between passes.
     """
 
-    net: TorchModel
-    batch_size: int = 64
-    learning_rate: float = 7e-4
-    alpha: float = 0.8
-    temperature: float = 3.0
-    batch_statistics: bool = False
+    def __init__(
+        self,
+        net: TorchModel,
+        faulty: Samples,
+        clean: Tensor,
+        *,
+        batch_size: int = 64,
+        learning_rate: float = 7e-4,
+        alpha: float = 0.8,
+        temperature: float = 3.0,
+        batch_statistics: bool = False,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        self.net, self.y, self.pairs = net, faulty.y, len(clean)
+        self.batch_size, self.learning_rate = batch_size, learning_rate
+        self.alpha, self.temperature = alpha, temperature
+        self.batch_statistics = batch_statistics
+        self.faulty = Prefixes(net, faulty.x, batch_size, memory // 2)
+        self.clean = Prefixes(net, clean, batch_size, memory // 2)
 
-    def by_probe(self, marked: Marked, faulty: Samples, clean: Tensor) -> float:
-        """Teach the probe's reading of faulty inputs: their label, and a clean partner's reading.
-
-        Parameters
-        ----------
-        marked : Marked
-        faulty : Samples
-            Of n inputs.
-        clean : Tensor, [n, C, H, W]
-            The partners.
+    def by_probe(self, marked: Marked) -> float:
+        """Teach the probe's reading of faulty inputs: their label, and the partner's reading.
 
         Returns
         -------
         float
-            Mean loss of the pass.
+            Mean loss of the pass (step 7).
         """
         losses = []
         with self._training(marked) as parameters:
-            for rows in self._batches(len(clean)):
+            for rows in self._batches(self.pairs):
                 with torch.no_grad():
-                    partner = self._reading(marked, clean[rows])
-                reading = self._reading(marked, faulty.x[rows])
-                by_label = cross_entropy(reading, faulty.y[rows])
+                    partner = self._reading(marked, self.clean, rows)
+                reading = self._reading(marked, self.faulty, rows)
+                by_label = cross_entropy(reading, self.y[rows])
                 by_partner = distillation(reading, partner, self.temperature)
                 loss = self.alpha * by_label + (1 - self.alpha) * by_partner
                 self._step(parameters, marked.mask, loss)
                 losses.append(float(loss.detach()))
         return sum(losses) / max(len(losses), 1)
 
-    def by_label(self, marked: Marked, faulty: Samples) -> None:
+    def by_label(self, marked: Marked) -> None:
         """Teach the network's own output for faulty inputs: their label (step 9)."""
+        output = self.net.model.output_name
         with self._training(marked) as parameters:
-            for rows in self._batches(len(faulty.y)):
-                loss = cross_entropy(self.net(faulty.x[rows]), faulty.y[rows])
-                self._step(parameters, marked.mask, loss)
+            for rows in self._batches(len(self.y)):
+                logits = self._run(marked, self.faulty, rows, [output])[output]
+                self._step(parameters, marked.mask, cross_entropy(logits, self.y[rows]))
 
-    def _reading(self, marked: Marked, x: Tensor) -> Tensor:
+    def _reading(self, marked: Marked, inputs: Prefixes, rows: slice) -> Tensor:
         # All of the network has to see the batch where its statistics are to drift.
         beyond = [self.net.model.output_name] if self.batch_statistics else []
-        tap = marked.block.tap
-        return marked.probe(self.net.activations(x, [tap, *beyond])[tap])
+        tap = marked.reading.block.tap
+        return marked.reading.probe(self._run(marked, inputs, rows, [tap, *beyond])[tap])
+
+    def _run(
+        self, marked: Marked, inputs: Prefixes, rows: slice, wanted: list[str]
+    ) -> dict[str, Tensor]:
+        """Compute tensors of some inputs, from what the layer reads or from the images."""
+        start = [self.net.model.input_name] if self.batch_statistics else marked.reading.frontier
+        return self.net.run(inputs.rows(start, rows), wanted)
 
     def _batches(self, count: int) -> Iterator[slice]:
         # A BatchNorm cannot take statistics of a single input.
@@ -132,10 +152,14 @@ class Repair:
         Everything else stays frozen, so that nothing is differentiated below the layer.
         """
         self.net.requires_grad_(False)
-        parameters = [self.net.tensor(name) for name in marked.block.layer.parameters]
+        parameters = [self.net.tensor(name) for name in marked.reading.block.layer.parameters]
         for parameter in parameters:
             parameter.requires_grad_(True)
-        parts = [*self.net.modules(), *marked.probe.modules()]
+        for inputs in (self.faulty, self.clean):
+            inputs.drop_above(marked.depth)
+            if not self.batch_statistics:
+                inputs.keep(marked.depth, marked.reading.frontier)
+        parts = [*self.net.modules(), *marked.reading.probe.modules()]
         drifting = [part for part in parts if isinstance(part, _BatchNorm)]
         for norm in drifting if self.batch_statistics else []:
             norm.train()

@@ -104,8 +104,9 @@ class Run:
         positions, blame = [], []
         for position in kept:
             block, probe = self.blocks[position], probes[position]
-            mask, score = self._mark(Reading(self.net, block, probe))
-            self.marked.append(Marked(block, probe, mask))
+            reading = Reading(self.net, block, probe)
+            mask, score = self._mark(reading)
+            self.marked.append(Marked(int(position), reading, mask))
             shares[position] = float(mask.double().mean())
             index = mask.flatten().nonzero()[:, 0]
             layers += [block.layer.name] * len(index)
@@ -200,11 +201,14 @@ class Run:
         clean = take(self.train, chosen, self.net.device).x
         repair = Repair(
             self.net,
+            self.faulty,
+            clean,
             batch_size=config.batch_size,
             learning_rate=config.learning_rate,
             alpha=config.alpha,
             temperature=config.temperature,
             batch_statistics=config.bn_mode == "train",
+            memory=config.memory,
         )
         before = self._quality()
         yield Candidate(weights={}, validation_accuracy=before.accuracy)
@@ -214,7 +218,7 @@ class Run:
             self._report(note)
             losses = []
             for marked in self.marked:
-                losses.append(repair.by_probe(marked, self.faulty, clean))
+                losses.append(repair.by_probe(marked))
                 self._report(note, 0)
             quality = self._quality()
             yield self._candidate(epoch, quality, loss=float(np.mean(losses)))
@@ -222,7 +226,7 @@ class Run:
                 return
             for _ in range(config.label_passes):
                 for marked in self.marked:
-                    repair.by_label(marked, self.faulty)
+                    repair.by_label(marked)
                     self._report(note, 0)
             quality = self._quality()
             yield self._candidate(epoch, quality)
