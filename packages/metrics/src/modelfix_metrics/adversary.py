@@ -105,7 +105,7 @@ class Target:
             x = self._images(data, order[part])
             y = self._tensor(data.y[order[part]].astype(np.int64))
             starts = self._tensor(random_starts(part, self.model.input_shape, order_seed))
-            return _run(attack, view, x, y, starts)
+            return _run(attack, view.of(data.ids[order[part]]), x, y, starts)
 
         parts = [ranks[start : start + self.batch] for start in range(0, len(ranks), self.batch)]
         result = Attacked.none()
@@ -206,6 +206,10 @@ class _View(nn.Module):
         self.probabilities = probabilities
         self.bounds = bounds
         self.eval()
+
+    def of(self, ids: np.ndarray) -> "_View":
+        """Return the network as a batch of these sample ids sees it."""
+        return self
 
 
 class _LogitsView(_View):

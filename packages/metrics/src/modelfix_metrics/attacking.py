@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from modelfix_core.dataset import Split
@@ -29,6 +29,9 @@ from modelfix_metrics.attacks import (
 from modelfix_metrics.decisions import are_probabilities, predicted
 from modelfix_metrics.predictions import Predictions
 from modelfix_metrics.value import Comparison, MetricValue, mcnemar_p
+
+if TYPE_CHECKING:
+    from modelfix_metrics.aligning import AlignedTarget
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +62,8 @@ class Attacking:
     device: str
     options: AttackOptions
     reporter: Callable[[int, int, str], None] | None = None
+    combined: "AlignedTarget | None" = None
+    """What is attacked in place of `fixed`, and answers the predictions' logits after."""
 
     def run(self) -> AttackFindings:
         """Run every attack asked for.
@@ -103,8 +108,8 @@ class Attacking:
             ) from error
         p = self.predictions
         self.targets = [
-            Target(model, self.device, are_probabilities(logits))
-            for model, logits in ((self.original, p.before), (self.fixed, p.after))
+            Target(self.original, self.device, are_probabilities(p.before)),
+            self.combined or Target(self.fixed, self.device, are_probabilities(p.after)),
         ]
         right, self.disagreements = [], 0
         for target, logits in zip(self.targets, (p.before, p.after), strict=True):
@@ -167,11 +172,15 @@ class Attacking:
             self.options.preset if self.options.preset != "pgd" else "",
             "all-inputs" if self.options.subset == "all" else "",
             "all-repetitions" if self.options.repetitions else "",
+            "eot" if self.combined is not None and self.combined.fresh else "",
         ]
         return ",".join(filter(None, differing)) or None
 
     def _details(self, attack: Attack) -> dict[str, Any]:
-        return {"attack": attack.as_dict(), "disagreements": self.disagreements}
+        details = {"attack": attack.as_dict(), "disagreements": self.disagreements}
+        if self.combined is not None:
+            details["draws"] = "fresh" if self.combined.fresh else "fixed"
+        return details
 
     def _run(self, which: int, attack: Attack, ranks: np.ndarray) -> Attacked:
         note = f"{attack.metric} of the {('original', 'fixed')[which]} model"

@@ -90,18 +90,8 @@ def evaluate_record(
     dataset = prepared.dataset(("test",))
     test = dataset["test"]
     attack = attack or AttackOptions(cache=subject.resolve().parent / CACHE_FOLDER)
-    epsilon = prepared.card.attack_epsilon
-    order_seed = seed_for(
-        stage="attack-order",
-        subject=prepared.card.name,
-        repetition=int(content.get("repetition", 1)),
-    )
-    settings = {
-        "epsilon": epsilon,
-        "attacked": attacked,
-        "order_seed": order_seed,
-        "attack": attack.as_dict(),
-    }
+    repetition = int(content.get("repetition", 1))
+    settings = attack_settings(prepared, repetition, attacked, attack)
     hashes = {
         "original": original.hash,
         "fixed": fixed.hash,
@@ -115,8 +105,8 @@ def evaluate_record(
         fixed,
         test,
         classes=dataset.classes,
-        epsilon=epsilon,
-        order_seed=order_seed,
+        epsilon=settings["epsilon"],
+        order_seed=settings["order_seed"],
         attacked=attacked,
         device=device,
         attack=attack,
@@ -132,6 +122,19 @@ def evaluate_record(
     _check_unchanged(subject, original)
     _write(record, found, evaluation)
     return CellEvaluation(outcome, evaluation)
+
+
+def attack_settings(
+    subject: Subject, repetition: int, attacked: int, attack: AttackOptions
+) -> dict[str, Any]:
+    """Return what decides about the attack of a cell, as its record keeps it."""
+    order_seed = seed_for(stage="attack-order", subject=subject.card.name, repetition=repetition)
+    return {
+        "epsilon": subject.card.attack_epsilon,
+        "attacked": attacked,
+        "order_seed": order_seed,
+        "attack": attack.as_dict(),
+    }
 
 
 def _read(record: Path) -> dict[str, Any]:

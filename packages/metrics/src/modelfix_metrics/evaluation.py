@@ -2,10 +2,10 @@
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +27,9 @@ from modelfix_metrics.decisions import (
 from modelfix_metrics.fairness import aaod_values
 from modelfix_metrics.predictions import Predictions
 from modelfix_metrics.value import Comparison, MetricValue, mcnemar_p
+
+if TYPE_CHECKING:
+    from modelfix_metrics.aligning import AlignedTarget
 
 CORRUPTED_POINTS = 10
 DISTRIBUTIONS = (
@@ -107,6 +110,7 @@ def evaluate(
     attack: AttackOptions | None = None,
     split: str = "test",
     reporter: Any = None,
+    combined: "AlignedTarget | None" = None,
 ) -> Evaluation:
     """Evaluate `fixed` against `original` on the same inputs.
 
@@ -131,6 +135,8 @@ def evaluate(
         Name of the split.
     reporter : callable, optional
         Gets ``(done, total, note)`` in attacked inputs.
+    combined : AlignedTarget, optional
+        Both models as one after post-processing; evaluated in place of `fixed`.
 
     Returns
     -------
@@ -146,6 +152,8 @@ def evaluate(
     attack = attack or AttackOptions()
     hashes = original.hash, fixed.hash
     predictions = Predictions.of(original, fixed, test, split=split, classes=classes)
+    if combined is not None:
+        predictions = replace(predictions, after=combined.logits(test), fixed=combined.fingerprint)
     seconds = {"predictions": perf_counter() - started}
     values = metrics_from_predictions(predictions)
     before = original_from_predictions(predictions)
@@ -164,6 +172,7 @@ def evaluate(
             device,
             attack,
             reporter,
+            combined,
         )
         found = attacking.run()
         values += found.values
