@@ -40,6 +40,19 @@ BASIC = (
 FURTHER = ("colour", "contrast", "brightness", "sharpness")
 SEVERITY = 3.0
 LEAST_LEVEL = 0.1
+DECIDE_COPIES = (
+    "n_fail",
+    "k",
+    "backend",
+    "vgg_weights",
+    "alpha",
+    "levels",
+    "eigenvalue",
+    "autoencoder_epochs",
+    "autoencoder_images",
+    "style_fraction",
+    "include_failures",
+)
 COMPARED = 1000  # training images with which the styles are compared
 
 
@@ -58,8 +71,8 @@ def proposals(
     )
     yield found.evidence(repair)
     styles = torch.from_numpy(repair.images(found.chosen)).to(task.device)
-    values = {"failures": found.failures, "styles": len(styles)}
-    values |= style_shift(styles, train, task)
+    counts = {"failures": found.failures, "styles": len(styles)}
+    values = counts | style_shift(styles, train, task)
     logger.info(
         "%d failures, %d style images; their bands differ by %.2f (log), their colours by %.3f",
         *values.values(),
@@ -118,9 +131,7 @@ def stylise(split: Split, styles: Tensor, task: Task, config: DeepRepairConfig) 
     count = round(config.style_fraction * len(split))
     rows = np.sort(rng.permutation(len(split))[:count])
     index = rng.integers(len(styles), size=count)
-    options = ("backend", "alpha", "levels", "eigenvalue", "autoencoder_epochs")
-    options = (*options, "autoencoder_images", "vgg_weights", "n_fail", "k", "style_fraction")
-    identity = {name: str(getattr(config, name)) for name in options}
+    identity = {name: str(getattr(config, name)) for name in DECIDE_COPIES}
     images = stylised(
         split,
         rows,
