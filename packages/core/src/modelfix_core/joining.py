@@ -6,6 +6,9 @@ import numpy as np
 
 from modelfix_core.dataset import Split
 from modelfix_core.errors import ModelfixError
+from modelfix_core.images import ImageFiles
+
+Images = np.ndarray | ImageFiles
 
 
 def join(first: Split, second: Split, rows: np.ndarray | None = None) -> Split:
@@ -45,7 +48,7 @@ def join(first: Split, second: Split, rows: np.ndarray | None = None) -> Split:
 class _Joined:
     """An array of images and rows of another, read piece by piece."""
 
-    def __init__(self, first: np.ndarray, second: np.ndarray, rows: np.ndarray) -> None:
+    def __init__(self, first: Images, second: Images, rows: np.ndarray) -> None:
         if first.shape[1:] != second.shape[1:]:
             raise ModelfixError(
                 f"images of shape {list(first.shape[1:])} and {list(second.shape[1:])} cannot be "
