@@ -127,7 +127,7 @@ def test_one_failure_is_enough(small_task):
     index = np.concatenate([np.flatnonzero(right)[:30], np.flatnonzero(~right)[:1]])
     result = run(DeepRepair(**QUICK), replace(task, repair=task.repair.select(index)))
     assert result.outcome is Outcome.FIXED
-    assert result.candidates[0]["values"]["styles"] == 1
+    assert result.candidates[0]["styles"] == 1
 
 
 def test_what_cannot_be_taken(small_task):
