@@ -91,10 +91,10 @@ def test_the_published_penalty_biases_the_temperature(classes):
 
 
 def test_a_penalty_that_dominates_is_dropped():
-    z = np.random.default_rng(2).normal(size=(200, 1000))
+    z = np.random.default_rng(2).normal(size=(60, 1000))
     penalised = aligned_temperature(2 * z, z, 5e-4)
     assert penalised is None or penalised < 0.8
-    assert fit("us-paper", 2 * z, z, np.zeros(200, int)).rule.original == pytest.approx(2, abs=1e-6)
+    assert fit("us-paper", 2 * z, z, np.zeros(60, int)).rule.original == pytest.approx(2, abs=1e-6)
 
 
 # -- properties ------------------------------------------------------------------------------------

@@ -47,7 +47,9 @@ RULES = (
 def run(cell, random_split):
     """The cell with a validation split and an evaluated record of core's."""
     validation = random_split(80, seed=5)
-    validation.y[:] = cell.original.predict(validation).argmax(axis=1)
+    # Each model is right where the other is wrong about as often.
+    for start, model in enumerate((cell.original, cell.fixed)):
+        validation.y[start::2] = model.predict(validation)[start::2].argmax(axis=1)
     validation.y[:8] = (validation.y[:8] + 1) % 3
     splits = {"validation": validation, "test": cell.test}
     Dataset(splits, ["a", "b", "c"], None, "colour").save(cell.subject)

@@ -9,6 +9,7 @@ from modelfix_core.foreign import kind_of
 from modelfix_core.job import INTERRUPTED, USER_ERROR, Job
 from modelfix_core.record import Record, config_digest
 
+from modelfix import fix_card
 from modelfix.own import Own
 from modelfix.runtimes import Runtimes, run_module
 
@@ -124,10 +125,38 @@ def fix(home: Home, runtimes: Runtimes, job: Job) -> Cell:
 def evaluate(
     runtimes: Runtimes, records: Sequence[Path], subject: Path, arguments: Sequence[str] = ()
 ) -> list[Record]:
-    """Evaluate records of one subject in the metrics environment; complete ones are reused."""
+    """Evaluate records of one subject in the metrics environment; complete ones are reused.
+
+    Every evaluated record gets its fix card.
+    """
     named = [part for record in records for part in ("--record", str(record))]
     done = run_module(
         runtimes.metrics(), "modelfix_metrics", *named, "--subject", str(subject), *arguments
     )
     _check(done.returncode, f"evaluating {subject.name}")
+    for record in records:
+        fix_card.write(record)
     return [Record.load(record) for record in records]
+
+
+def post_process(
+    runtimes: Runtimes,
+    runs: Sequence[Path],
+    subject: Path,
+    methods: Sequence[str],
+    arguments: Sequence[str] = (),
+) -> list[list[Path]]:
+    """Post-process evaluated records of one subject in the metrics environment.
+
+    Returns
+    -------
+    list of list of Path
+        For every run the record folders of the methods; complete ones are reused.
+    """
+    named = [part for run in runs for part in ("--record", str(run))]
+    named += [part for method in methods for part in ("--method", method)]
+    module = "modelfix_metrics.post_processing"
+    done = run_module(runtimes.metrics(), module, *named, "--subject", str(subject), *arguments)
+    _check(done.returncode, f"post-processing {subject.name}")
+    folders = [Path(line.partition("\t")[0]) for line in done.stdout.splitlines()]
+    return [folders[i : i + len(methods)] for i in range(0, len(folders), len(methods))]

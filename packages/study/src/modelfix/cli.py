@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelfix import __version__, own
+from modelfix.post_cli import card, post_process
 from modelfix.study_cli import study
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ app = typer.Typer(
 
 
 app.add_typer(study, name="study")
+app.command("post-process")(post_process)
+app.command()(card)
 
 
 class Corrupted(StrEnum):

@@ -73,7 +73,7 @@ class Explanation:
     def __init__(self, folder: Path) -> None:
         self.folder = Path(folder)
         self.record = Record.load(self.folder)
-        self.subject = Subject.load(self._subject_folder())
+        self.subject = Subject.load(subject_folder(self.folder, self.record))
         self.original = self.subject.model
         expected = self.record.hashes.get("original", self.original.hash)
         if self.original.hash != expected:
@@ -85,13 +85,6 @@ class Explanation:
         self.fixed = Model.load(path) if path.exists() else None
         self.localisation = _localisation(self.folder / LOCALISATION_FILE)
         self.evidence: list[Evidence] = load_evidence(self.folder)
-
-    def _subject_folder(self) -> Path:
-        """Return the job's subject, or that of the home in which the record lies now."""
-        named = Job.load(self.folder / JOB_FILE).subject
-        if named.exists() or len(self.folder.absolute().parents) < 4:
-            return named
-        return self.folder.absolute().parents[3] / "subjects" / self.record.subject
 
     @cached_property
     def changes(self) -> list[LayerChange]:
@@ -178,6 +171,22 @@ class Explanation:
                 for e in self.evidence
             ],
         }
+
+
+def subject_folder(folder: Path, record: Record) -> Path:
+    """Return the subject of the record's job, or that of the home in which the record lies now."""
+    folder = Path(folder).absolute()
+    job = folder / JOB_FILE
+    # What was made from another record, such as by post-processing, has no job of its own.
+    named = Job.load(job).subject if job.exists() else None
+    if named is not None and (named.exists() or len(folder.parents) < 4):
+        return named
+    if len(folder.parents) < 4:
+        raise ModelfixError(
+            f"{folder}: does not lie in HOME/runs/SUBJECT/ENTRANT/N, so its subject is unknown; "
+            "give a record that does."
+        )
+    return folder.parents[3] / "subjects" / record.subject
 
 
 def rows_of(evidence: Evidence, most: int | None = None) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -236,6 +236,38 @@ def comparison(cells: Sequence["Cell"], info: ApproachInfo | None = None) -> Non
     console.print()
     for cell in cells:
         _print_files(console, cell)
+
+
+def side_effects(columns: Mapping[str, Sequence[Record]]) -> None:
+    """Print one line per method of post-processing: means over the repetitions."""
+    from modelfix_metrics.post_processing import describe
+
+    first = next(iter(columns.values()))[0]
+    names = [name for name, _ in COLUMNS[2:-1]]
+    title = f"{first.entrant.approach} on {first.subject}, with and without post-processing"
+    table = _table(title, ["method", "outcome", *names, "fitted"], names)
+    for method, records in columns.items():
+        outcomes = dict.fromkeys(str(record.outcome) for record in records)
+        shown = [_mean_shown([column(record) for record in records]) for _, column in COLUMNS[2:-1]]
+        fitted = "; ".join(dict.fromkeys(filter(None, map(describe, records))))
+        table.add_row(method, ", ".join(outcomes), *shown, fitted)
+    console = _console()
+    console.print(table)
+    for method, records in columns.items():
+        for record in records:
+            notes = [*record.provenance.get("post_processing", {}).get("warnings", [])]
+            notes += [record.reason] if record.reason else []
+            for note in notes:
+                console.print(f"[yellow]note:[/] {method}: {note}", highlight=False)
+
+
+def _mean_shown(values: Sequence[tuple[float | None, ...]]) -> str:
+    """Return the means of every place over the repetitions, as `_show` does."""
+    means = []
+    for place in zip(*values, strict=True):
+        known = [value for value in place if value is not None]
+        means.append(statistics.mean(known) if known else None)
+    return _show(tuple(means))
 
 
 def _print_files(console: Console, cell: "Cell") -> None:
