@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 SHOWN, SIDE, MARGIN, LINE = 8, 112, 12, 16
 INK, GREEN, RED, PAPER = "#222222", "#1a7f37", "#b42318", "#ffffff"
 MOST_GROUPS = 20
+CLASSED = ("label", "predicted")  # columns of evidence that hold classes
 CELLS = 96  # rows and columns of a drawn layer at most
 MOST_MARKS = 500
 
@@ -139,7 +140,8 @@ def draw_evidence(explanation: Explanation, evidence: Evidence, path: Path) -> b
         if found is None or len(grouped[cluster]) >= SHOWN:
             continue
         split, place = found
-        grouped[cluster].append(Tile(split.x[place], [_caption(k, v) for k, v in row.items()][:4]))
+        lines = [_caption(key, value, dataset.classes) for key, value in row.items()]
+        grouped[cluster].append(Tile(split.x[place], lines[:4]))
     largest = sorted(sizes, key=lambda cluster: -sizes[cluster])[:MOST_GROUPS]
     groups = [Group(_title(evidence, c, sizes[c]), grouped[c]) for c in largest]
     contact_sheet(groups, path)
@@ -151,7 +153,9 @@ def _title(evidence: Evidence, cluster: Any, size: int) -> str:
     return f"{name}: {size} image{'s' * (size != 1)}"
 
 
-def _caption(name: str, value: Any) -> str:
+def _caption(name: str, value: Any, classes: Sequence[str]) -> str:
+    if name in CLASSED and isinstance(value, int) and 0 <= value < len(classes):
+        value = classes[value]
     text = f"{value:.3g}" if isinstance(value, float) else str(value)
     return f"{name} {text}"[:20]
 
