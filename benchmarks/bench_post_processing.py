@@ -75,17 +75,11 @@ def voting(original: Model, fixed: Model, data: Split) -> dict:
     return report("post-processing-voting", baseline, seconds)
 
 
-def report(name: str, slow: float, fast: float, **details: int) -> dict:
-    """Print and return one line of the benchmark."""
-    result = {
-        "benchmark": name,
-        "baseline_seconds": slow,
-        "ours_seconds": fast,
-        "ratio": slow / fast,
-        **details,
-    }
-    print(json.dumps(result))
-    return result
+def report(name: str, slow: float, fast: float, **values: float) -> dict:
+    """Print the ratio and return it with the seconds."""
+    print(f"{name}: ratio {slow / fast:.1f} x (baseline {slow:.3f} s, ours {fast:.3f} s)")
+    seconds = {"baseline_seconds": slow, "ours_seconds": fast}
+    return {"name": name, "ratio": slow / fast, **seconds, **values}
 
 
 def main(arguments: list[str] | None = None) -> list[dict]:
