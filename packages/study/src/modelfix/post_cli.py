@@ -86,12 +86,8 @@ def post_process(
         }
         print(json.dumps(content, indent=2))
         return
-    tables.side_effects(columns)
-    print()
-    for folder in (folder for of_run in made for folder in of_run):
-        print(f"record: {folder / 'record.json'}")
-    if picture:
-        print(f"picture: {drawn}")
+    written = [folder / "record.json" for of_run in made for folder in of_run]
+    tables.side_effects(columns, [*written, *([drawn] if picture else [])])
 
 
 def card(

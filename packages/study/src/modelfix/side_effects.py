@@ -71,7 +71,8 @@ def draw(columns: Columns, path: Path) -> None:
     count = len(next(iter(columns.values())))
     figure.suptitle(
         f"{record.entrant.approach} on {record.subject}: side effects with post-processing, "
-        f"{count} repetition{'s' * (count != 1)} (dashed: the original model)",
+        f"{count} repetition{'s' * (count != 1)}\ngreen: better than without ({NONE}), red: worse; "
+        f"dashed: the original model{'' if count > 1 else '; bars: Wilson intervals at 95 %'}",
         fontsize=10,
     )
     with atomic_path(path) as temporary:

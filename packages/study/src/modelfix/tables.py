@@ -238,8 +238,8 @@ def comparison(cells: Sequence["Cell"], info: ApproachInfo | None = None) -> Non
         _print_files(console, cell)
 
 
-def side_effects(columns: Mapping[str, Sequence[Record]]) -> None:
-    """Print one line per method of post-processing: means over the repetitions."""
+def side_effects(columns: Mapping[str, Sequence[Record]], written: Sequence[Path] = ()) -> None:
+    """Print one line per method of post-processing, means over the repetitions, and the files."""
     from modelfix_metrics.post_processing import describe
 
     first = next(iter(columns.values()))[0]
@@ -259,6 +259,9 @@ def side_effects(columns: Mapping[str, Sequence[Record]]) -> None:
             notes += [record.reason] if record.reason else []
             for note in notes:
                 console.print(f"[yellow]note:[/] {method}: {note}", highlight=False)
+    print()
+    for path in written:
+        print(f"{'picture' if path.suffix == '.png' else 'record'}: {_from_here(path)}")
 
 
 def _mean_shown(values: Sequence[tuple[float | None, ...]]) -> str:
