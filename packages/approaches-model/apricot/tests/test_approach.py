@@ -12,7 +12,6 @@ from modelfix_apricot.submodels import (
     Plan,
     _orders,
     flat,
-    reinitialise,
     set_flat,
     subset,
     train_one,
@@ -23,6 +22,7 @@ from modelfix_core import Budget, BudgetExceeded, Evidence, Failure, Outcome, Sp
 from modelfix_core.fixing import run
 from modelfix_core.subjects.architectures import build
 from modelfix_core.torch import export, load
+from modelfix_core.torch.initialising import reinitialise
 
 QUICK = {
     "submodels": 4,

@@ -134,7 +134,7 @@ class Alignment(nn.Module, ABC):
         """Yield the outputs of both models, S times."""
 
     def _generators(self, ids: np.ndarray, step: int, which: str) -> list[np.random.Generator]:
-        axes = {"stage": "post-processing", "step": step, "model": which}
+        axes: dict[str, str | int] = {"stage": "post-processing", "step": step, "model": which}
         return [generator(self.seed, sample=int(sample), **axes) for sample in ids]
 
 

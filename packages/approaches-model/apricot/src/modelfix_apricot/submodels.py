@@ -28,6 +28,7 @@ from modelfix_core.files import write_text
 from modelfix_core.model import Model
 from modelfix_core.seeds import generator, seed_for
 from modelfix_core.torch import TorchModel
+from modelfix_core.torch.initialising import reinitialise
 from modelfix_core.torch.training import (
     VALIDATION_BATCH,
     Feed,
@@ -98,37 +99,6 @@ def subset(y: np.ndarray, number: int, config: ApricotConfig, seed: int) -> np.n
         else:
             drawn.append(shuffled[: int(config.subset_fraction * len(shuffled))])
     return np.sort(np.concatenate(drawn))
-
-
-def reinitialise(net: TorchModel, seed: int) -> None:
-    """Give every trainable weight a fresh value as torch's ``reset_parameters`` does.
-
-    Convolutions and dense layers are uniform within 1 / sqrt(inputs of a unit), BatchNorm is the
-    identity with fresh statistics, the slope of PReLU is 0.25. Constants of the graph stay.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    tensors, values = net.tensors, {}
-
-    def uniform(name: str, inputs: int) -> None:
-        bound = 1 / math.sqrt(inputs)
-        values[name] = torch.empty(tensors[name].shape).uniform_(-bound, bound, generator=rng)
-
-    for step in net.steps:
-        names = [name for name in (*step.weights, *step.inputs[1:]) if name in tensors]
-        if step.kind in ("Conv", "Gemm"):
-            inputs = tensors[names[0]][0].numel()
-            for name in names:
-                uniform(name, inputs)
-        elif step.kind == "BatchNormalization":
-            for name, value in zip(names, (1.0, 0.0, 0.0, 1.0), strict=True):
-                values[name] = torch.full(tensors[name].shape, value)
-        elif step.kind == "MatMul":
-            for name in names:
-                uniform(name, tensors[name].shape[0])
-        elif step.kind == "PRelu":
-            for name in names:
-                values[name] = torch.full(tensors[name].shape, 0.25)
-    net.set_weights(values)
 
 
 def start(net: TorchModel, number: int, config: ApricotConfig, seed: int) -> None:

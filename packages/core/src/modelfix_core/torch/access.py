@@ -13,6 +13,7 @@ from modelfix_core.torch.bridge import TorchModel
 
 BATCH_SIZE = 500
 Images: TypeAlias = Split | np.ndarray | Tensor
+Index: TypeAlias = slice | np.ndarray  # positions of images
 
 
 def batches(
@@ -23,7 +24,7 @@ def batches(
         yield images(x, slice(start, start + size), device)
 
 
-def images(x: Images, index: slice, device: str | torch.device = "cpu") -> Tensor:
+def images(x: Images, index: Index, device: str | torch.device = "cpu") -> Tensor:
     """Return the images at `index` as a float32 tensor."""
     batch = x.images(index) if isinstance(x, Split) else x[index]
     return torch.as_tensor(batch, dtype=torch.float32).to(device)
@@ -133,13 +134,13 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self.x)
 
-    def __getitem__(self, index: slice) -> dict[str, Tensor]:
+    def __getitem__(self, index: Index) -> dict[str, Tensor]:
         """Return the tensors of the images at `index`, by name, [n, ...] each."""
         if self.held:
             return {name: tensor[index] for name, tensor in self._tensors.items()}
         return self._compute(index)
 
-    def _compute(self, index: slice) -> dict[str, Tensor]:
+    def _compute(self, index: Index) -> dict[str, Tensor]:
         with torch.no_grad():
             return self.net.activations(images(self.x, index, self.net.device), self.names)
 
