@@ -46,7 +46,7 @@ class Target:
     def __init__(self, model: Model, device: str = "cpu", probabilities: bool = False) -> None:
         self.model = model
         self.probabilities = probabilities
-        self.device = _device(device)
+        self.device = find_device(device)
         try:
             net = bridge.load(model, device).requires_grad_(False)
         except ModelfixError as error:
@@ -124,7 +124,7 @@ class Target:
 
     def _view(self, attack: Attack, data: Split, positions: np.ndarray) -> "_View":
         if attack.space == "pixel":
-            return _LogitsView(self.net, self.probabilities, (0.0, 1.0))
+            return LogitsView(self.net, self.probabilities, (0.0, 1.0))
         bounds = self._network_bounds(data, positions)
         return _NetworkView(self.net, self.probabilities, bounds, self._affine())
 
@@ -144,7 +144,8 @@ class Target:
         return low, high
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Return the device of that name; an error says what there is."""
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -212,13 +213,15 @@ class _View(nn.Module):
         return self
 
 
-class _LogitsView(_View):
+class LogitsView(_View):
     """Pixels in, logits out; of probabilities the logarithm."""
 
     def inputs(self, pixels: Tensor) -> Tensor:
+        """Return the pixels."""
         return pixels
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute logits, [n, K]."""
         outputs = self.net(x)
         if self.probabilities:
             return outputs.clamp_min(torch.finfo(outputs.dtype).tiny).log()

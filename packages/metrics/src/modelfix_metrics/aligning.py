@@ -15,7 +15,7 @@ from modelfix_core.model import Model
 from modelfix_core.seeds import generator
 from torch import Tensor, nn
 
-from modelfix_metrics.adversary import Target, _device, _LogitsView
+from modelfix_metrics.adversary import LogitsView, Target, find_device
 from modelfix_metrics.combining import FLOOR, Dropout, Perturbation, alignment_weights
 from modelfix_metrics.normalisation import normalisation_of
 
@@ -261,7 +261,7 @@ class AlignedTarget(Target):
         parts = [original.hash, fixed.hash, type(rule).__name__, asdict(rule), seed]
         self.fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         self._known: tuple[Split, Aligned] | None = None
-        self.device = _device(device)
+        self.device = find_device(device)
         self.fresh = fresh
         self.samples = rule.samples
         try:
@@ -307,7 +307,7 @@ class AlignedTarget(Target):
         return _AlignedView(self.net, self.fresh)
 
 
-class _AlignedView(_LogitsView):
+class _AlignedView(LogitsView):
     """Pixels in, log r out, with the draws of the inputs that are attacked."""
 
     def __init__(self, net: Alignment, fresh: bool, ids: np.ndarray | None = None) -> None:
