@@ -119,3 +119,16 @@ def test_output_keeps_what_stands_around_the_markers(tmp_path):
     assert page.read_text() == "mine"
     reporting.write("a,b\n", tmp_path / "table.csv")
     assert (tmp_path / "table.csv").read_text() == "a,b\n"
+
+
+def test_a_name_is_the_default_entrant_and_an_abbreviation_all(make_record, tmp_path):
+    make_record(1)
+    make_record(1, entrant="arachne-study", size=0.2)
+    found, _ = records.find([tmp_path / "home" / "runs"])
+
+    def chosen(*names):
+        return {item.entrant for item in records.choose(found, (), names)}
+
+    assert chosen("arachne") == {"arachne"}
+    assert chosen("AR") == chosen() == {"arachne", "arachne-study"}
+    assert chosen("arachne-study") == {"arachne-study"}

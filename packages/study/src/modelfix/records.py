@@ -57,6 +57,9 @@ def choose(
 ) -> list[Found]:
     """Return the records of some subjects and approaches (or entrants); empty means all.
 
+    ``arachne`` is the entrant of that name, the default preset; ``AR`` stands for every entrant of
+    the approach.
+
     Raises
     ------
     ModelfixError
@@ -76,6 +79,10 @@ def choose(
             )
         if names:
             chosen = [item for item in chosen if read(item) & set(names)]
+    entrants = {item.entrant for item in found} & set(approaches)
+    abbreviated = set(approaches) - entrants
+    if entrants:
+        chosen = [item for item in chosen if item.entrant in entrants or _names(item) & abbreviated]
     if not chosen:
         raise ModelfixError("there are no records here; run `modelfix fix` first.")
     return chosen
