@@ -62,6 +62,11 @@ class Shift(Approach):
 
 
 @pytest.fixture
+def shift():
+    return Shift
+
+
+@pytest.fixture
 def make_record(tmp_path, monkeypatch):
     """Return a function that makes the record of a repetition and returns its folder."""
 

@@ -13,6 +13,7 @@ from modelfix_core.errors import ModelfixError
 from modelfix_core.files import write_text
 from modelfix_core.model import Model
 
+DRAWS = 20  # of weights; many a weight of a trained layer can be moved without harm
 STRENGTHS = (2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 CUTS = (1, 10, 100)
 
@@ -71,7 +72,8 @@ def plant(
         On which the damage is measured.
     layer : str
     size : int
-        Number of weights, chosen by `seed` among the larger half of the layer.
+        Number of weights, chosen by `seed` among the larger half of the layer; where no shift of
+        them does enough damage, others are drawn.
     broken : float
         Share of the inputs that the model gets right, in (0, 1).
     seed : int
@@ -79,7 +81,7 @@ def plant(
     Raises
     ------
     ModelfixError
-        If no shift of these weights does enough damage, or the layer has fewer weights.
+        If no drawn weights can do enough damage, or the layer has fewer weights.
     """
     weight = model.weights[model.layer(layer).weight]
     rng = np.random.default_rng(seed)
@@ -88,18 +90,19 @@ def plant(
         raise ModelfixError(
             f"{size} weights cannot be disturbed in layer {layer!r}; choose 1 to {len(large)}."
         )
-    index = np.sort(rng.choice(large, size, replace=False))
     right = model.predict(split).argmax(axis=1) == split.y
-    for strength in STRENGTHS:
-        values = weight.ravel().copy()
-        values[index] -= np.sign(values[index]) * strength * weight.std()
-        changed = model.with_weights({model.layer(layer).weight: values.reshape(weight.shape)})
-        still = changed.predict(split).argmax(axis=1) == split.y
-        if np.mean(~still[right]) >= broken:
-            return PlantedFault(changed, layer, index)
+    for _ in range(DRAWS):
+        index = np.sort(rng.choice(large, size, replace=False))
+        for strength in STRENGTHS:
+            values = weight.ravel().copy()
+            values[index] -= np.sign(values[index]) * strength * weight.std()
+            changed = model.with_weights({model.layer(layer).weight: values.reshape(weight.shape)})
+            still = changed.predict(split).argmax(axis=1) == split.y
+            if np.mean(~still[right]) >= broken:
+                return PlantedFault(changed, layer, index)
     raise ModelfixError(
         f"no shift of {size} weights of layer {layer!r} breaks {broken:.0%} of the inputs; choose "
-        "another layer or seed."
+        "another layer, more weights or a smaller share."
     )
 
 
