@@ -9,6 +9,7 @@ straightforward way, which decodes all images into one array first. Both see the
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -50,7 +51,8 @@ def measure(way: str, folder: Path, images: int) -> dict:
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     started = time.perf_counter()
-    paths = sorted(str(p.relative_to(folder)) for p in folder.glob("*/*.JPEG"))[:images]
+    classes = (f"c{k}" for k in range(CLASSES))
+    paths = sorted(f"{c}/{e.name}" for c in classes for e in os.scandir(folder / c))[:images]
     x = ImageFiles.of(folder, paths, SIDE, RESIZE)
     if way == "whole":
         x = np.stack([x[k] for k in range(len(x))])
