@@ -233,8 +233,9 @@ def lock(session: nox.Session) -> None:
 
 @nox.session
 def catalogue(session: nox.Session) -> None:
-    """Refresh the catalogue of approaches that the command ships."""
+    """Refresh the catalogue of approaches that the command ships, and the subjects' pages."""
     run(session, HOME, "-m", "modelfix.catalogue")
+    run(session, HOME, "-m", "modelfix_core.subjects.pages", str(ROOT / "docs" / "subjects"))
 
 
 @nox.session
