@@ -180,7 +180,7 @@ def test_disagreement_names_the_first_differing_layer(network_of, monkeypatch):
     def wrong(node, constants, opset):
         operator = convert(node, constants, opset)
         if node.op_type == "MaxPool":
-            operator.stride = 1
+            operator.window = (1, 1)
         if node.input[0] == model.layer("fc2").input:
             return torch.nn.Sequential(Doubled(), operator)
         return operator

@@ -58,6 +58,10 @@ CASES = {
         {},
     ),
     "MaxPool": ([("MaxPool", ["x"], {"kernel_shape": [2, 2], "strides": [1, 2]})], {}),
+    "MaxPool side by side": (
+        [("MaxPool", ["x"], {"kernel_shape": [2, 3], "strides": [2, 3]})],
+        {},
+    ),
     "MaxPool padded": (
         [("MaxPool", ["x"], {"kernel_shape": [2, 2], "pads": [0, 0, 1, 1]})],
         {},
@@ -163,6 +167,20 @@ def test_agrees_and_lets_gradients_through(case):
     assert images.grad.abs().sum() > 0
     for name, parameter in net.named_parameters():
         assert parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8, 9), (2, 1, 7, 11), (1, 4, 2, 3)])
+def test_windows_side_by_side_are_pooled_as_torch_does(shape):
+    from modelfix_core.torch.operators import MaxPool
+
+    pool, torchs = MaxPool(2, 3), torch.nn.MaxPool2d((2, 3))
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).round()
+    x[0, 0, 0, 0] = torch.nan
+    torch.testing.assert_close(pool(x), torchs(x), rtol=0, atol=0, equal_nan=True)
+    inputs = [x.nan_to_num().requires_grad_() for _ in range(2)]
+    for operator, given in zip((pool, torchs), inputs, strict=True):
+        operator(given).square().sum().backward()
+    assert torch.equal(inputs[0].grad, inputs[1].grad)  # on ties too
 
 
 def test_constants_follow_the_network_and_are_not_trained():

@@ -5,7 +5,8 @@ fused, and none of the second copies that its whole-model converter keeps of eve
 """
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,30 @@ class Slice(nn.Module):
                 index = torch.arange(first, stop, step, device=data.device)
                 data = data.index_select(axis, index)
         return data
+
+
+class MaxPool(nn.Module):
+    """Max-pool of windows side by side: the same values as torch's, several times faster on CPUs.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the windows, which neither overlap nor leave gaps; what is left at the end is dropped.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__()
+        self.window = (height, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool [N, C, H, W]."""
+        # On ties the gradient of a maximum differs from that of torch's pooling.
+        if x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+            return nn.functional.max_pool2d(x, self.window)
+        for axis, size in zip((-2, -1), self.window, strict=True):
+            x = x.narrow(axis, 0, x.shape[axis] // size * size).unflatten(axis, (-1, size))
+            x = reduce(torch.maximum, x.unbind(axis))
+        return x
 
 
 def readable(proto: onnx.ModelProto) -> GraphProto:
@@ -177,12 +202,24 @@ def _simplified(operator: nn.Module, node: NodeProto) -> nn.Module:
     inner = core(operator)
     if isinstance(inner, nn.MaxPool1d | nn.MaxPool2d | nn.MaxPool3d):
         inner.return_indices = False
+    if isinstance(inner, nn.MaxPool2d) and inner is operator and _side_by_side(inner):
+        return MaxPool(*_pair(inner.kernel_size))
     if node.op_type == "BatchNormalization":
         # ONNX's momentum weighs the old statistics, torch's the new ones.
         inner.momentum = 1 - _attribute(node, "momentum", 0.9)
         inner.num_batches_tracked = None
         return inner
     return operator
+
+
+def _side_by_side(pool: nn.MaxPool2d) -> bool:
+    plain = _pair(pool.padding) == (0, 0) and _pair(pool.dilation) == (1, 1) and not pool.ceil_mode
+    return plain and _pair(pool.stride) == _pair(pool.kernel_size)
+
+
+def _pair(value: int | Sequence[int]) -> tuple[int, int]:
+    height, width = (value, value) if isinstance(value, int) else value
+    return height, width
 
 
 def _dropout_ratio(node: NodeProto, constants: Mapping[str, np.ndarray]) -> float:
