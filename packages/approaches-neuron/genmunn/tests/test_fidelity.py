@@ -6,13 +6,14 @@ import torch
 from modelfix_core.approach import Candidate, Localisation, Outcome
 from modelfix_core.dataset import Split
 from modelfix_core.fixing import run
+from modelfix_core.population import Patch
 from modelfix_core.search import GeneticAlgorithm
 from modelfix_core.seeds import generator
-from modelfix_core.subjects.architectures import build
+from modelfix_core.subjects.architectures import build, resnet
 from modelfix_core.torch import Population, export, load, predict
 from modelfix_genmunn import GenMuNN
 from modelfix_genmunn.approach import mutable_layers
-from modelfix_genmunn.fitness import Fitness, patched
+from modelfix_genmunn.fitness import Fitness, patched, stages
 from modelfix_genmunn.mutation import Mutation
 from modelfix_genmunn.run import first_generation
 from modelfix_genmunn.spectrum import blame, spectra
@@ -141,17 +142,15 @@ def test_2_a_planted_edge_ranks_among_the_first_three_of_its_layer(digits, layer
 # -- 3: fitness --------------------------------------------------------------------------------
 
 
-def check_fitness(model, split, generations=2):
+def check_fitness(model, split, generations=2, variants=60):
     """Variants of several generations, scored together and as models of their own."""
     patches, _ = blamed(model, split, share=0.02)
     mutation = Mutation(model, patches, 4, 0.5)
     net, rng = load(model), np.random.default_rng(0)
     fitness = Fitness(net, patches, split)
     population = Population(net, patches, split)
-    variants = first_generation(mutation, 60, rng)
-    depths = set()
+    variants = first_generation(mutation, variants, rng)
     for _ in range(generations):
-        depths |= {group.depth for group in fitness._groups(variants)}
         scored = fitness(variants)
         right = population.evaluate(variants).right
         for row, variant in enumerate(variants):
@@ -163,8 +162,7 @@ def check_fitness(model, split, generations=2):
                 torch.from_numpy(logits), torch.from_numpy(split.y)
             )
             assert scored[row, 1] == pytest.approx(-float(loss), abs=5e-6)
-        variants = mutation(variants[rng.integers(4, size=60)], rng)
-    assert len(depths) > 1, "no variants shared their front layers"
+        variants = mutation(variants[rng.integers(4, size=len(variants))], rng)
     assert net.weights() == {}
 
 
@@ -178,6 +176,51 @@ def test_3_population_fitness_of_convolutions_too(lenet5):
     y = lenet5.predict(x).argmax(axis=1)
     y[::5] = (y[::5] + 1) % 10
     check_fitness(lenet5, Split(x, y))
+
+
+def test_3_population_fitness_of_residual_blocks_too():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = resnet(10, 1, blocks=(1, 1), widths=(4, 8)).eval()
+    model = export(network, (1, 12, 12))
+    rng = np.random.default_rng(1)
+    x = rng.random((40, 1, 12, 12), dtype=np.float32)
+    y = model.predict(x).argmax(axis=1)
+    y[::5] = (y[::5] + 1) % 10
+    check_fitness(model, Split(x, y), variants=20)
+
+
+def test_3_parts_of_the_network_begin_where_one_tensor_leads_on(lenet5):
+    def parts(model):
+        patches = [Patch(layer.name, np.arange(2)) for layer in mutable_layers(model)]
+        return [[p.layer for p in s.patches] for s in stages(load(model), patches)]
+
+    assert parts(lenet5) == [["conv1"], ["conv2"], ["fc1", "fc2", "fc3"]]
+    residual = export(resnet(10, 1, blocks=(1, 1), widths=(4, 8)).eval(), (1, 12, 12))
+    assert parts(residual) == [
+        ["conv1"],
+        ["layer1.0.conv1", "layer1.0.conv2"],
+        ["layer2.0.conv1", "layer2.0.conv2", "layer2.0.shortcut.0"],
+        ["fc"],
+    ]
+
+
+def test_3_little_memory_changes_no_fitness(lenet5):
+    rng = np.random.default_rng(1)
+    x = rng.random((60, 1, 28, 28), dtype=np.float32)
+    y = lenet5.predict(x).argmax(axis=1)
+    y[::5] = (y[::5] + 1) % 10
+    split = Split(x, y)
+    patches, _ = blamed(lenet5, split)
+    mutation = Mutation(lenet5, patches, 4, 0.5)
+    variants = first_generation(mutation, 12, np.random.default_rng(0))
+    children = mutation(variants, np.random.default_rng(1))
+    roomy = Fitness(load(lenet5), patches, split)
+    tight = Fitness(load(lenet5), patches, split, memory=1_000_000)
+    assert tight._samples < 60 <= roomy._samples
+    for generation in (variants, children):
+        np.testing.assert_array_equal(tight(generation), roomy(generation))
+    assert tight._held <= 500_000
 
 
 # -- 4 to 9: the search ------------------------------------------------------------------------
