@@ -1,10 +1,12 @@
 """Statistics of DL model fixing: functions of data frames that know no other part of modelfix."""
 
 from modelfix_stats.cells import Cells, make_cells
+from modelfix_stats.claims import Claim, Verdict
 from modelfix_stats.comparison import Comparison, Options, compare, compare_all
 from modelfix_stats.correction import adjust
 from modelfix_stats.effects import detectable
 from modelfix_stats.errors import StatsError
+from modelfix_stats.findings import Finding, findings, findings_table
 from modelfix_stats.frame import Summary, check, from_summary, select
 from modelfix_stats.inputs import (
     accuracy_kept,
@@ -41,7 +43,9 @@ from modelfix_stats.values import category_means, describe, success_rates, wilso
 __all__ = [
     "METRICS",
     "Cells",
+    "Claim",
     "Comparison",
+    "Finding",
     "Letters",
     "Metric",
     "Options",
@@ -49,6 +53,7 @@ __all__ = [
     "StatsError",
     "Summary",
     "Table",
+    "Verdict",
     "accuracy_kept",
     "adjust",
     "agreement",
@@ -65,6 +70,8 @@ __all__ = [
     "difference",
     "effectiveness",
     "find_metric",
+    "findings",
+    "findings_table",
     "from_summary",
     "group_letters",
     "groups",

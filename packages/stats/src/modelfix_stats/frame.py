@@ -61,7 +61,7 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
         two originals of one subject, repetition and metric (other than attacks, where every
         entrant has its own pool), or definitions or denominators mixed within metric and subject.
     """
-    frame = _complete(frame, [*KEY, "value"])
+    frame = complete(frame)
     _refuse_duplicates(frame, KEY)
     fixed = frame.outcome == FIXED
     frame["value"] = pd.to_numeric(frame["value"]).astype(float).where(fixed)
@@ -102,7 +102,7 @@ def from_summary(frame: pd.DataFrame, ddof: int) -> Summary:
     if ddof not in (0, 1):
         raise StatsError(f"ddof={ddof!r}: the standard deviations have ddof 0 or 1; say which.")
     key = ["subject", "entrant", "metric"]
-    frame = _complete(frame, [*key, "mean", "std", "n"])
+    frame = complete(frame, [*key, "mean", "std", "n"])
     _refuse_duplicates(frame, key)
     n = frame["n"].astype(float)
     if ddof == 0:
@@ -138,7 +138,14 @@ def select(
     return Summary(frame) if isinstance(data, Summary) else frame
 
 
-def _complete(frame: pd.DataFrame, required: list[str]) -> pd.DataFrame:
+def complete(frame: pd.DataFrame, required: Collection[str] = (*KEY, "value")) -> pd.DataFrame:
+    """Return a copy of `frame` with every column of the long format; values are not judged.
+
+    Raises
+    ------
+    StatsError
+        If a required column is missing or an outcome is unknown.
+    """
     missing = [column for column in required if column not in frame]
     if missing:
         raise StatsError(f"the data frame lacks the column {', '.join(missing)}.")

@@ -114,6 +114,22 @@ def published_letters() -> pd.DataFrame:
     return table[["entrant", "metric", "letters"]].fillna({"letters": ""})
 
 
+def layers(subject: str) -> int | None:
+    """Return the layers of a subject's model as the study counts them; None if it has no such.
+
+    Parameters
+    ----------
+    subject : str
+        One of the study's data sets, or a name that ends in one of its architectures
+        (``fashion-vgg16``).
+    """
+    table = read_table("table2_subjects")
+    known = dict(zip(table["dataset"], table["layers"], strict=True))
+    known |= dict(zip(table["model"].str.lower(), table["layers"], strict=True))
+    found = known.get(subject, known.get(subject.rpartition("-")[2]))
+    return None if found is None else int(found)
+
+
 def beside_published(data: Data) -> pd.DataFrame:
     """Compare what was measured with the study's tables, cell by cell.
 

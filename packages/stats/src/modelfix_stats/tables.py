@@ -67,6 +67,9 @@ class Table:
     notes : tuple of str
     sections : tuple of str
         Category of each row: a line is drawn where it changes. Empty: no lines.
+    widths : tuple of float
+        Share of the line for each column of sentences, which are broken. Empty: numbers, as wide
+        as they are.
     """
 
     title: str
@@ -75,6 +78,7 @@ class Table:
     rows: tuple[tuple[Cell, ...], ...]
     notes: tuple[str, ...] = ()
     sections: tuple[str, ...] = field(default=())
+    widths: tuple[float, ...] = ()
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -117,6 +121,9 @@ class Table:
         """Return a LaTeX table with booktabs: the best in bold, the worst underlined."""
         text_columns = sum(1 for column in self.columns if column in ("category", "approach"))
         alignment = "l" * text_columns + "r" * (len(self.columns) - text_columns)
+        if self.widths:
+            ragged = r">{\raggedright\arraybackslash}"
+            alignment = "".join(rf"{ragged}p{{{width}\linewidth}}" for width in self.widths)
         lines = [
             r"\begin{table*}",
             r"\centering",
@@ -615,6 +622,8 @@ ESCAPES = {
     "^": r"\textasciicircum{}",
     "±": r"$\pm$",
     "↑": r"$\uparrow$",
+    "<": r"$<$",
+    ">": r"$>$",
 }
 
 
