@@ -20,6 +20,7 @@ from modelfix_stats.letters import Letters, compact_letters, group_letters
 from modelfix_stats.metrics import METRICS, Metric, find_metric
 from modelfix_stats.pairs import permutation
 from modelfix_stats.ranks import Ranks, mean_ranks, pareto_front
+from modelfix_stats.recommendation import Choice, LeftOut, Recommendation, recommend
 from modelfix_stats.study import (
     agreement,
     beside_published,
@@ -43,13 +44,16 @@ from modelfix_stats.values import category_means, describe, success_rates, wilso
 __all__ = [
     "METRICS",
     "Cells",
+    "Choice",
     "Claim",
     "Comparison",
     "Finding",
+    "LeftOut",
     "Letters",
     "Metric",
     "Options",
     "Ranks",
+    "Recommendation",
     "StatsError",
     "Summary",
     "Table",
@@ -89,6 +93,7 @@ __all__ = [
     "published_letters",
     "ranking_table",
     "rate_below",
+    "recommend",
     "select",
     "success_rates",
     "times",

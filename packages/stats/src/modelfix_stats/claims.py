@@ -53,7 +53,7 @@ class Claim:
     numbers: pd.DataFrame
 
 
-# -- what claims are computed from ------------------------------------------------------------------
+# -- what claims are computed from -----------------------------------------------------------------
 
 
 @dataclass(frozen=True)
