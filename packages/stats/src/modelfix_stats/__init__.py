@@ -20,7 +20,14 @@ from modelfix_stats.letters import Letters, compact_letters, group_letters
 from modelfix_stats.metrics import METRICS, Metric, find_metric
 from modelfix_stats.pairs import permutation
 from modelfix_stats.ranks import Ranks, mean_ranks, pareto_front
-from modelfix_stats.recommendation import Choice, LeftOut, Recommendation, recommend
+from modelfix_stats.recommendation import (
+    Choice,
+    LeftOut,
+    Recommendation,
+    left_out_table,
+    recommend,
+    recommendation_table,
+)
 from modelfix_stats.study import (
     agreement,
     beside_published,
@@ -80,6 +87,7 @@ __all__ = [
     "group_letters",
     "groups",
     "identity",
+    "left_out_table",
     "make_cells",
     "matrix_table",
     "mcnemar_exact",
@@ -94,6 +102,7 @@ __all__ = [
     "ranking_table",
     "rate_below",
     "recommend",
+    "recommendation_table",
     "select",
     "success_rates",
     "times",

@@ -19,7 +19,7 @@ from modelfix_stats.errors import StatsError
 from modelfix_stats.frame import Data, Summary, complete
 from modelfix_stats.metrics import find_metric
 from modelfix_stats.study import ABBREVIATIONS, SUBJECTS, layers, published
-from modelfix_stats.tables import duration
+from modelfix_stats.tables import Cell, Table, duration
 from modelfix_stats.values import describe
 
 METRIC_OF = {
@@ -50,6 +50,12 @@ ADVISED = {
 }
 ADVISED_ON_LARGE = {"repair": ("FM", "DR"), "time": ("AR", "IN")}
 WARNED = {"fairness": ("DTR", "3M")}
+TABLE_NOTE = (
+    "Means over subjects; changes from the original to the fixed model, in percentage points (AAOD "
+    "in [0, 1]). Nearer evidence stands first, what does not serve the first priority last; within "
+    "a source by the share of the others that are beaten on the same subjects."
+)
+MUCH = 0.005  # of accuracy lost, to be mentioned
 LARGE = 69  # layers: the ResNet18 from which on the study saw effectiveness fall
 
 
@@ -185,19 +191,20 @@ def recommend(
     StatsError
         For an unknown priority, or data without the columns of the long format.
     """
-    _check_priorities(priorities)
+    priorities = _checked(priorities)
     metrics = [METRIC_OF[priority] for priority in priorities]
     limits = {"nfr": max_nfr, "seconds": max_seconds}
     sources, notes = _sources(data, subjects)
     candidates: list[_Candidate] = []
     left_out: list[LeftOut] = []
     for about in approaches.itertuples():
+        found, refused = _evidence(about, sources, metrics)
         obstacle = _obstacle(about, given)
         if obstacle:
-            left_out.append(LeftOut(about.approach, about.approach, about.category, obstacle))
-            continue
-        found, refused = _evidence(about, sources, metrics)
-        left_out += refused
+            # What was FIXED here in another configuration shows that there is a way.
+            found = [own for own in found if own.source is Source.RECORDS and subjects]
+            refused = [LeftOut(about.approach, about.approach, about.category, obstacle)]
+        left_out += [] if obstacle and found else refused
         for candidate in found:
             try:
                 candidates.append(_within(candidate, limits, sources))
@@ -210,15 +217,16 @@ def recommend(
     )
 
 
-def _check_priorities(priorities: Sequence[str]) -> None:
+def _checked(priorities: Sequence[str]) -> tuple[str, ...]:
     unknown = [name for name in priorities if name not in METRIC_OF]
     if unknown or not priorities:
         words = ", ".join(unknown) or "none"
         raise StatsError(f"priority {words}: choose from {', '.join(METRIC_OF)}.")
+    return tuple(dict.fromkeys(priorities))
 
 
 def _obstacle(about: Any, given: Collection[str] | None) -> str | None:
-    """Return why an approach cannot be used at all."""
+    """Return why an approach cannot be used as it is."""
     blocked = getattr(about, "blocked", None)
     if isinstance(blocked, str):
         return blocked
@@ -403,7 +411,7 @@ def _ranked(
             },
             source=source,
             evidence="; ".join([evidence, *candidate.limited]),
-            remark="; ".join([*against, *candidate.remarks]),
+            remark="; ".join([*against, *_cost(candidate), *candidate.remarks]),
         )
         for rank, (_, candidate, source, evidence, score, against) in enumerate(rows, 1)
     ]
@@ -446,6 +454,14 @@ def _harm(candidate: _Candidate, priority: str) -> list[str]:
     return []
 
 
+def _cost(candidate: _Candidate) -> list[str]:
+    """Say what a fix cost in accuracy, where that is much."""
+    change = candidate.mean("accuracy")
+    if change is None or change > -MUCH:
+        return []
+    return [f"accuracy falls by {-100 * change:.1f} points"]
+
+
 def _place(cells: pd.DataFrame, source: Source) -> str:
     """Say where cells of one metric were measured."""
     subjects = list(cells["subject"])
@@ -459,3 +475,78 @@ def _place(cells: pd.DataFrame, source: Source) -> str:
 def _tables(numbers: Sequence[int]) -> str:
     words = " and ".join(map(str, numbers))
     return f"table{'s' if len(numbers) > 1 else ''} {words}"
+
+
+# -- writing ---------------------------------------------------------------------------------------
+
+
+def recommendation_table(
+    recommendation: Recommendation, priorities: Sequence[str] = ("repair",)
+) -> Table:
+    """Return the choices as a table: what was asked for, NFR, time, and what each rests on.
+
+    Parameters
+    ----------
+    recommendation : Recommendation
+    priorities : sequence of str
+        As given to `recommend`.
+
+    Returns
+    -------
+    Table
+    """
+    asked = [METRIC_OF[priority] for priority in _checked(priorities)]
+    metrics = list(dict.fromkeys([*asked, "nfr", "seconds"]))
+    rows = [
+        (
+            Cell(str(choice.rank)),
+            Cell(choice.entrant),
+            Cell(choice.category),
+            *(Cell(_shown(choice.values.get(metric), metric)) for metric in metrics),
+            Cell(str(choice.source)),
+            Cell(choice.evidence),
+            Cell(choice.remark),
+        )
+        for choice in recommendation.choices
+    ]
+    heads = tuple(_change(metric) + find_metric(metric).title for metric in metrics)
+    narrow = (0.03, 0.12, 0.06, *(0.07 for _ in metrics))
+    rest = (1 - sum(narrow)) / 5
+    return Table(
+        title=f"Recommended for {', '.join(priorities)}",
+        groups=(),
+        columns=("", "entrant", "category", *heads, "rests on", "evidence", "against it"),
+        rows=tuple(rows),
+        notes=(TABLE_NOTE, *recommendation.notes),
+        widths=tuple(round(width, 3) for width in (*narrow, rest, 2 * rest, 1.5 * rest)),
+    )
+
+
+def left_out_table(recommendation: Recommendation) -> Table:
+    """Return what is not recommended, with the reasons."""
+    return Table(
+        title="Left out",
+        groups=(),
+        columns=("entrant", "category", "reason"),
+        rows=tuple(
+            (Cell(own.entrant), Cell(own.category), Cell(own.reason))
+            for own in recommendation.left_out
+        ),
+        widths=(0.15, 0.08, 0.7),
+    )
+
+
+def _change(metric: str) -> str:
+    return "change of " if find_metric(metric).scoring == "change" else ""
+
+
+def _shown(value: float | None, metric: str) -> str:
+    """Return a value as printed; a change with the sign of the metric itself."""
+    known = find_metric(metric)
+    if value is None:
+        return "-"
+    if metric == "seconds":
+        return duration(value)
+    if known.scoring == "change":
+        return f"{known.sign * known.shown * value:+.{known.decimals}f}"
+    return _percent(value)

@@ -1,6 +1,6 @@
 """Records as the data frame that the statistics take."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from modelfix_core.record import FILE, Record
 
 from modelfix.catalogue import Catalogue
 
+PLANTED = "-planted-"  # part of the name of a subject with a planted fault
 TIMED = "fixing"  # the part of a record's seconds that the study calls time cost
 
 
@@ -86,6 +87,13 @@ def choose(
     if not chosen:
         raise ModelfixError("there are no records here; run `modelfix fix` first.")
     return chosen
+
+
+def without_planted(found: Sequence[Found], named: Collection[str] = ()) -> list[Found]:
+    """Return the records but those of planted faults, which no training made; `named` ones stay."""
+    return [
+        item for item in found if item.record.subject in named or PLANTED not in item.record.subject
+    ]
 
 
 def _names(item: Found) -> set[str]:
