@@ -125,9 +125,18 @@ def test_release_gate(modelfix, home, own, subject):
     assert "passed" in same.stdout
     worse = modelfix(
         "compare", own / "my.onnx", own / "worse.onnx", "--data", own / "data.npz",
-        "--max-nfr", "0.5%", "--json",
+        "--max-nfr", "0.5%", "--json", "--output", own / "gate", "--junit", own / "gate.xml",
     )  # fmt: skip
     assert worse.returncode == 1
     verdict = json.loads(worse.stdout)
     assert not verdict["passed"]
     assert len(verdict["newly_broken"]) == pytest.approx(verdict["nfr"] * verdict["inputs"])
+    flips = (own / "gate" / "flips.csv").read_text().splitlines()[1:]
+    assert len(flips) == len(verdict["newly_broken"]) + len(verdict["newly_fixed"])
+    assert (own / "gate" / "newly-broken.png").stat().st_size > 0
+    assert 'name="nfr"' in (own / "gate.xml").read_text()
+    by_subject = modelfix(
+        "compare", own / "my.onnx", own / "worse.onnx", "--subject", SUBJECT, "--max-nfr", "0.5%",
+        "--json",
+    )  # fmt: skip
+    assert json.loads(by_subject.stdout) == verdict, "the same images"

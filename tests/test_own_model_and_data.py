@@ -177,6 +177,17 @@ def test_a_model_of(framework, tmp_path, workspace, images, modelfix, home, monk
         np.testing.assert_allclose(found, expected[split.ids], rtol=0, atol=1e-4)
     assert modelfix("doctor", "--subject", name).returncode == 0
 
+    given = dict(part.split("=") for part in options if "=" in part)
+    plain = [part for part in options if "=" not in part]
+    given |= dict(zip(plain[::2], plain[1::2], strict=True))
+    compared = modelfix(
+        "compare", given.pop("--model"), subject.folder / "model.onnx", "--data", "data.npz",
+        "--max-nfr", "0%",
+        *(f"{key.replace('--weights', '--old-weights')}={value}" for key, value in given.items()),
+    )  # fmt: skip
+    assert compared.returncode == 0, compared.stderr
+    assert "newly fixed                            0" in compared.stdout
+
     fixed = modelfix(
         "fix", "-a", "IR", "--subject", name, "--no-attack", "--set", "iterations=20",
         "--set", "gamma=[2]", "--json",

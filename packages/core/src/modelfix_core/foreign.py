@@ -78,6 +78,20 @@ class Conventions:
             raise ModelfixError(f"--scale is {self.scale:g}; it is the value of a white pixel.")
 
 
+def numbers(text: str) -> list[float]:
+    """Read ``0.5,0.5,0.5``, as means and deviations are given.
+
+    Raises
+    ------
+    ModelfixError
+        If a part is no number.
+    """
+    try:
+        return [float(number) for number in text.split(",")]
+    except ValueError:
+        raise ModelfixError(f"{text!r} is not of the form 0.5,0.5,0.5.") from None
+
+
 @dataclass
 class Original:
     """A foreign model.

@@ -114,6 +114,21 @@ def prepare_own(home: Home, runtimes: Runtimes, own: Own, seed: int = 0) -> str:
     return name
 
 
+def convert(
+    runtimes: Runtimes, source: str, images: Path, target: Path, arguments: Sequence[str] = ()
+) -> None:
+    """Write a foreign model as ONNX to `target`, compared with the original on `images` (NPZ)."""
+    done = run_module(
+        runtimes.own(kind_of(source)),
+        "modelfix_core.conversion",
+        source,
+        f"--images={images}",
+        f"--to={target}",
+        *arguments,
+    )
+    _check(done.returncode, f"converting {source}")
+
+
 def fix(home: Home, runtimes: Runtimes, job: Job) -> Cell:
     """Run one cell in its approach's environment, or reuse its record."""
     path = job.save()

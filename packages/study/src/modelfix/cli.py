@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modelfix import __version__, own
+from modelfix.gate_cli import compare
 from modelfix.post_cli import card, post_process
 from modelfix.study_cli import study
 
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 DEFAULT_SUBJECT = "fashion-mini-lenet5"
 USER_ERROR = 2
 INTERRUPTED = 130
-GATE_CLOSED = 1
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -35,6 +35,7 @@ app = typer.Typer(
 app.add_typer(study, name="study")
 app.command("post-process")(post_process)
 app.command()(card)
+app.command()(compare)
 
 
 class Corrupted(StrEnum):
@@ -398,40 +399,6 @@ def localise(
         _print_json(rows)
     else:
         tables.blame(rows, planted.card)
-
-
-@app.command()
-def compare(
-    old: Annotated[Path, typer.Argument(help="The model in use (ONNX).")],
-    new: Annotated[Path, typer.Argument(help="The model that may replace it (ONNX).")],
-    data: Annotated[
-        Path, typer.Option("--data", "-d", help="A folder of images per class, or an NPZ.")
-    ],
-    max_nfr: Annotated[
-        str | None, typer.Option(help="Largest negative flip rate allowed, such as 0.5%.")
-    ] = None,
-    max_accuracy_loss: Annotated[
-        str, typer.Option(help="Largest fall of accuracy allowed, such as 0.1%.")
-    ] = "0%",
-    as_json: JsonOption = False,
-) -> None:
-    """Compare two models on all of the data; exit code 1 if the new one must not be released."""
-    from modelfix_core.dataset import Dataset
-    from modelfix_core.model import Model
-
-    from modelfix import gate, tables
-
-    limits = gate.Limits(
-        nfr=None if max_nfr is None else gate.parse_share(max_nfr, "--max-nfr"),
-        accuracy_loss=gate.parse_share(max_accuracy_loss, "--max-accuracy-loss"),
-    )
-    verdict = gate.judge(Model.load(old), Model.load(new), Dataset.whole(data), limits)
-    if as_json:
-        _print_json(verdict.as_dict())
-    else:
-        tables.verdict(verdict, old, new)
-    if not verdict.passed:
-        raise typer.Exit(GATE_CLOSED)
 
 
 @app.command()

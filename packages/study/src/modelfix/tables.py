@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from modelfix.cells import Cell
     from modelfix.doctor import Finding
     from modelfix.explanation import Explanation
-    from modelfix.gate import Verdict
+    from modelfix.gate import Slice, Verdict
 
 COLOURS = {
     Outcome.FIXED: "green",
@@ -34,7 +34,7 @@ STATES = {
     "needs download": "yellow",
     "needs manual download": "red",
 }
-SHOWN = 8  # input positions listed per line
+SHOWN = 8  # inputs listed per line
 NOTHING = "-"
 
 
@@ -199,24 +199,41 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4g}"
 
 
-def verdict(result: "Verdict", old: Path, new: Path) -> None:
-    """Print the release gate's decision and the inputs behind it."""
+def verdict(
+    result: "Verdict", old: str, new: str, broken: Sequence[str], written: Sequence[Path] = ()
+) -> None:
+    """Print the release gate's decision, what is `broken`, and the files."""
     console = _console()
-    table = _table(
-        f"{old.name} -> {new.name} on {result.inputs} inputs", ["metric", "value"], ["value"]
-    )
+    table = _table(f"{old} -> {new} on {result.inputs} inputs", ["metric", "value"], ["value"])
     table.add_row("accuracy", f"{result.accuracy_before:.2%} -> {result.accuracy_after:.2%}")
     table.add_row("repair rate (RR)", _percent(result.repair_rate))
     table.add_row("negative flip rate (NFR)", _percent(result.nfr))
+    if result.aaod is not None:
+        table.add_row("odds difference (AAOD)", _show(result.aaod))
     table.add_row("newly fixed", str(len(result.newly_fixed)))
     table.add_row("newly broken", str(len(result.newly_broken)))
     console.print(table)
-    if result.newly_broken:
-        console.print(f"newly broken inputs: {_some(result.newly_broken)}")
+    if broken:
+        console.print(f"newly broken inputs: {_some(broken)}", highlight=False)
+    worse = sorted((part for part in result.slices if part.loss > 0), key=lambda part: -part.loss)
+    if worse:
+        console.print(_slices(worse[:SHOWN]))
     for reason in result.reasons:
         console.print(f"[red]refused:[/] {reason}")
     if result.passed:
         console.print("[green]passed[/]")
+    for path in written:
+        print(f"{'picture' if path.suffix == '.png' else 'report'}: {_from_here(path)}")
+
+
+def _slices(parts: Sequence["Slice"]) -> Table:
+    columns = ["where it got worse", "inputs", "accuracy", "newly fixed", "newly broken"]
+    table = _table(None, columns, columns[1:])
+    for part in parts:
+        accuracy = _show((part.accuracy_before, part.accuracy_after))
+        counts = (part.inputs, accuracy, part.newly_fixed, part.newly_broken)
+        table.add_row(f"{part.kind} {part.name}", *map(str, counts))
+    return table
 
 
 def comparison(cells: Sequence["Cell"], info: ApproachInfo | None = None) -> None:
@@ -356,6 +373,6 @@ def _mean_of(values: Sequence[float | None]) -> str:
     return f"{statistics.mean(known):.2%} ± {statistics.stdev(known):.2%}"
 
 
-def _some(positions: Sequence[int]) -> str:
-    more = f" and {len(positions) - SHOWN} more" if len(positions) > SHOWN else ""
-    return ", ".join(str(position) for position in positions[:SHOWN]) + more
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from modelfix_core.errors import ModelfixError
-from modelfix_core.foreign import Conventions
+from modelfix_core.foreign import Conventions, numbers
 from modelfix_core.subjects.catalogue import CATALOGUE
 from modelfix_core.subjects.own import EPSILON, prepare_own
 from modelfix_core.subjects.prepare import Prepared, prepare
@@ -81,8 +81,8 @@ def _own(arguments: Sequence[str]) -> Prepared:
     parser.add_argument("--group-column", help="the sensitive attribute")
     _add_common(parser)
     parser.add_argument("--scale", type=float, help="value of a white pixel: 1 or 255")
-    parser.add_argument("--mean", type=_numbers, help="per channel, in the units of --scale")
-    parser.add_argument("--std", type=_numbers, help="per channel, in the units of --scale")
+    parser.add_argument("--mean", type=numbers, help="per channel, in the units of --scale")
+    parser.add_argument("--std", type=numbers, help="per channel, in the units of --scale")
     parser.add_argument("--layout", choices=["nchw", "nhwc"], help="order of the model's axes")
     parser.add_argument(
         "--epsilon", type=float, default=EPSILON, help="radius of the attack in pixel space"
@@ -122,13 +122,6 @@ class _Parser(argparse.ArgumentParser):
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",")]
-
-
-def _numbers(text: str) -> list[float]:
-    try:
-        return [float(number) for number in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not of the form 0.5,0.5,0.5") from None
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
