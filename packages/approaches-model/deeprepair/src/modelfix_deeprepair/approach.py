@@ -33,15 +33,18 @@ class DeepRepairConfig(ApproachConfig):
     k: int = Field(
         5, ge=1, description="Clusters of each class, at most; each gives one style image (code)."
     )
-    backend: Literal["haar", "wave-ae", "vgg-ae", "feature-adain"] = Field(
+    backend: Literal["haar", "wave-ae", "vgg-ae", "wct2", "feature-adain"] = Field(
         "haar",
         description="What transfers a style: bands of a Haar pyramid (ours); an autoencoder with "
         "Haar pooling, learned on the training images (ours, close to the code); the same with the "
-        "encoder of VGG19 from a local file (ours, closer); statistics of the model's own first "
-        "layer (ours, white-box).",
+        "encoder of VGG19 from a local file (ours, closer); WCT2 from its authors' files (code); "
+        "statistics of the model's own first layer (ours, white-box).",
     )
     vgg_weights: Path | None = Field(
         None, description="File of VGG19's weights, named as torchvision's, for vgg-ae."
+    )
+    wct2_weights: Path | None = Field(
+        None, description="Folder of WCT2's checkpoints (cat5), for wct2."
     )
     alpha: float = Field(1.0, ge=0, le=1, description="Strength of the style (code).")
     levels: int = Field(3, ge=1, le=4, description="Of the Haar pyramid (ours).")
@@ -115,6 +118,8 @@ class DeepRepairConfig(ApproachConfig):
     def _has_weights(self) -> Self:
         if (self.backend == "vgg-ae") != (self.vgg_weights is not None):
             raise ValueError("backend vgg-ae and a file of vgg_weights go together")
+        if (self.backend == "wct2") != (self.wct2_weights is not None):
+            raise ValueError("backend wct2 and a folder of wct2_weights go together")
         return self
 
 

@@ -8,7 +8,7 @@ Source: Yoo et al., "Photorealistic Style Transfer via Wavelet Transforms", ICCV
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from modelfix_core.dataset import Split
@@ -33,6 +33,19 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # From the number of a place and its features, [N, C, H, W], to changed features.
 Change = Callable[[int, Tensor], Tensor]
+
+
+class Autoencoder(Protocol):
+    """Reconstructs RGB images, with features changed at certain places."""
+
+    @property
+    def pools(self) -> int:
+        """How often the size is halved."""
+        ...
+
+    def __call__(self, x: Tensor, change: Change) -> Tensor:
+        """Return images [N, 3, H, W]."""
+        ...
 
 
 class WaveAutoencoder(nn.Module):
@@ -197,14 +210,14 @@ class WaveStyle:
 
     Parameters
     ----------
-    net : WaveAutoencoder
+    net : Autoencoder
     styles : Tensor of float, [S, C, H, W]
         In [0, 1].
     alpha : float
         Strength in [0, 1].
     """
 
-    def __init__(self, net: WaveAutoencoder, styles: Tensor, alpha: float) -> None:
+    def __init__(self, net: Autoencoder, styles: Tensor, alpha: float) -> None:
         self.net, self.alpha = net, alpha
         self.statistics: list[Statistics] = []
 

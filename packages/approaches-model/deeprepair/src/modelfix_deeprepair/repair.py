@@ -16,7 +16,7 @@ from modelfix_core.torch.training import FineTuning, Views, consistency, fine_tu
 from modelfix_core.torch.wavelets import decompose
 from torch import Tensor
 
-from modelfix_deeprepair import autoencoder
+from modelfix_deeprepair import autoencoder, wct2
 from modelfix_deeprepair.approach import DeepRepairConfig
 from modelfix_deeprepair.autoencoder import WaveStyle
 from modelfix_deeprepair.features import FeatureStyle
@@ -45,6 +45,7 @@ DECIDE_COPIES = (
     "k",
     "backend",
     "vgg_weights",
+    "wct2_weights",
     "alpha",
     "levels",
     "eigenvalue",
@@ -146,9 +147,12 @@ def stylise(split: Split, styles: Tensor, task: Task, config: DeepRepairConfig) 
 
 
 def styliser_of(config: DeepRepairConfig, styles: Tensor, split: Split, task: Task) -> Styliser:
-    """Make what the options ask for; autoencoders are trained on the images of the split."""
+    """Make what the options ask for; our autoencoders are trained on the images of the split."""
     if config.backend == "haar":
         return HaarStyle(styles, config.levels, config.eigenvalue, config.alpha)
+    if config.backend == "wct2":
+        assert config.wct2_weights is not None, "the options were checked"
+        return WaveStyle(wct2.load(config.wct2_weights).to(task.device), styles, config.alpha)
     if config.backend == "vgg-ae":
         assert config.vgg_weights is not None, "the options were checked"
         net = autoencoder.of_vgg(task.seed, config.vgg_weights)

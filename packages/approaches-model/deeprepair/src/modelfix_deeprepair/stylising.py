@@ -14,6 +14,7 @@ from modelfix_core.joining import join
 from torch import Tensor
 
 BATCH = 512
+BATCH_VALUES = 512 * 3 * 32 * 32  # so that large images come in smaller batches
 
 # From images [N, C, H, W] in [0, 1] and the positions of their styles [N] to stylised images.
 Styliser = Callable[[Tensor, Tensor], Tensor]
@@ -70,12 +71,13 @@ def stylised(
 
 
 def _fill(result, split, rows, index, styliser: Styliser, device, progress: Progress) -> None:
-    for start in range(0, len(rows), BATCH):
-        part = slice(start, start + BATCH)
+    size = int(np.clip(BATCH_VALUES // np.prod(split.x.shape[1:]), 1, BATCH))
+    for start in range(0, len(rows), size):
+        part = slice(start, start + size)
         images = torch.from_numpy(split.images(rows[part])).to(device)
         changed = styliser(images, torch.from_numpy(index[part]).to(device))
         result[part] = changed.mul(255).round_().to(torch.uint8).cpu().numpy()
-        progress(f"stylised {min(start + BATCH, len(rows))} of {len(rows)} images")
+        progress(f"stylised {min(start + size, len(rows))} of {len(rows)} images")
 
 
 def copies_of(split: Split, rows: np.ndarray, images: np.ndarray) -> Split:
