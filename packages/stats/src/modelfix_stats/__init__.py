@@ -21,6 +21,7 @@ from modelfix_stats.metrics import METRICS, Metric, find_metric
 from modelfix_stats.pairs import permutation
 from modelfix_stats.ranks import Ranks, mean_ranks, pareto_front
 from modelfix_stats.recommendation import (
+    METRIC_OF,
     Choice,
     LeftOut,
     Recommendation,
@@ -50,6 +51,7 @@ from modelfix_stats.values import category_means, describe, success_rates, wilso
 
 __all__ = [
     "METRICS",
+    "METRIC_OF",
     "Cells",
     "Choice",
     "Claim",

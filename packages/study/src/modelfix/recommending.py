@@ -1,5 +1,6 @@
 """Which approach to use: the records at hand, else the published study, put in order."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
@@ -108,3 +109,19 @@ def _about(infos: Sequence[ApproachInfo], blocked: dict[str, str]) -> pd.DataFra
         for info in infos
     ]
     return pd.DataFrame(rows, columns=["approach", "category", "needs", "blocked"])
+
+
+def parse_duration(text: str, option: str) -> float:
+    """Read ``90s``, ``10m``, ``1h30m`` or plain seconds.
+
+    Raises
+    ------
+    ModelfixError
+        If it is no duration above zero.
+    """
+    parts = re.fullmatch(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
+    hours, minutes, seconds = (float(part or 0) for part in parts.groups()) if parts else (0, 0, 0)
+    total = 3600 * hours + 60 * minutes + seconds
+    if total <= 0:
+        raise ModelfixError(f"{option} {text!r}: expected a duration such as 90s, 10m or 1h30m.")
+    return total

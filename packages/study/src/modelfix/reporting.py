@@ -24,6 +24,10 @@ class Layout(StrEnum):
     GROUPS = "groups"
     TIMES = "times"
     BESIDE = "beside"
+    FINDINGS = "findings"
+
+
+TABLES = (Layout.EFFECTIVENESS, Layout.PROPERTIES, Layout.GROUPS, Layout.TIMES)
 
 
 class Format(StrEnum):
@@ -44,8 +48,10 @@ _MAKE: dict[Layout, Callable[[pd.DataFrame], Table]] = {
 }
 
 
-def make(frame: pd.DataFrame, layouts: Sequence[Layout]) -> list[Table]:
+def make(frame: pd.DataFrame, layouts: Sequence[Layout], beside: bool = False) -> list[Table]:
     """Return the tables of a data frame of records.
+
+    With `beside`, the findings carry the verdict of the study's own tables.
 
     Raises
     ------
@@ -53,7 +59,12 @@ def make(frame: pd.DataFrame, layouts: Sequence[Layout]) -> list[Table]:
         If the records cannot be compared: other definitions, other denominators.
     """
     try:
-        return [_MAKE[layout](frame) for layout in layouts]
+        return [
+            ms.findings_table(frame, beside=beside)
+            if layout is Layout.FINDINGS
+            else _MAKE[layout](frame)
+            for layout in layouts
+        ]
     except ms.StatsError as error:
         raise ModelfixError(f"these records cannot stand in one table: {error}") from error
 
@@ -80,7 +91,8 @@ def show(tables: Sequence[Table]) -> None:
 def _rich(table: Table) -> Group:
     rich = RichTable(title=table.title, title_justify="left", box=None, header_style="bold")
     for number, head in enumerate(table.heads):
-        rich.add_column(head, justify="left" if number < 2 else "right")
+        left = number < 2 or bool(table.widths)
+        rich.add_column(head, justify="left" if left else "right", overflow="fold")
     styles = {"top": "bold green", "bottom": "underline"}
     for position, row in enumerate(table.rows):
         if position and table.sections and table.sections[position] != table.sections[position - 1]:

@@ -31,7 +31,9 @@ def report(
     ] = None,
     table: Annotated[
         list[str] | None,
-        typer.Option(help="effectiveness, properties, groups, times; repeatable, default all."),
+        typer.Option(
+            help="effectiveness, properties, groups, times (default: these), findings; repeatable."
+        ),
     ] = None,
     format_: Annotated[
         str, typer.Option("--format", "-f", help="terminal, markdown, latex or csv.")
@@ -60,7 +62,7 @@ def report(
     layouts = layouts or (
         [reporting.Layout.BESIDE]
         if against
-        else [layout for layout in reporting.Layout if layout is not reporting.Layout.BESIDE]
+        else list(reporting.TABLES)
     )
     (written,) = _choices(reporting.Format, [format_], "--format")
     if output is not None and written is reporting.Format.TERMINAL:
@@ -68,8 +70,9 @@ def report(
     found, broken = records.find(runs or [home / "runs"])
     for sentence in broken:
         print(f"warning: {sentence}", file=sys.stderr)
+    found = records.without_planted(found, subject or ()) or found
     chosen = records.choose(found, subject or (), approach or ())
-    tables = reporting.make(records.frame(chosen), layouts)
+    tables = reporting.make(records.frame(chosen), layouts, beside=against is not None)
     if written is reporting.Format.TERMINAL:
         reporting.show(tables)
         return
