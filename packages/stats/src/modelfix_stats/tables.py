@@ -452,7 +452,7 @@ def _show(cell: pd.Series, kind: str) -> str:
     if cell["status"] != "OK":
         return STATUS.get(cell["status"], str(cell["status"]))
     if kind == "gain":
-        return "-" if math.isnan(cell["gain"]) else _signless_zero(f"{cell['gain']:.2f}")
+        return "-" if math.isnan(cell["gain"]) else signless(f"{cell['gain']:.2f}")
     metric = find_metric(cell["metric"])
     mean = f"{metric.shown * cell['mean']:.{metric.decimals}f}"
     if math.isnan(cell["std"]):
@@ -460,7 +460,7 @@ def _show(cell: pd.Series, kind: str) -> str:
     return f"{mean} ± {metric.shown * cell['std']:.{metric.spread_decimals}f}"
 
 
-def _signless_zero(text: str) -> str:
+def signless(text: str) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
@@ -590,7 +590,7 @@ def matrix_table(comparison: Comparison) -> Table:
 
 
 def _number(value: float) -> str:
-    return "-" if pd.isna(value) else _signless_zero(f"{value:.2f}")
+    return "-" if pd.isna(value) else signless(f"{value:.2f}")
 
 
 def _interval(low: float, high: float) -> str:
