@@ -3,12 +3,15 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from modelfix_core.errors import ModelfixError
+
+LEFTOVER = re.compile(r"\..+\.[a-z0-9_]{8}")  # as `atomic_path` names its temporary files
 
 
 @contextlib.contextmanager
@@ -17,10 +20,10 @@ def explain_write_errors(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise ModelfixError(
-                f"{target}: the disk is full; free some space or choose another folder, "
-                "then run the same command again."
+                f"{target}: the disk is full ({os.strerror(error.errno)}); free some space or "
+                "choose another folder, then run the same command again."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise ModelfixError(
@@ -51,6 +54,16 @@ def atomic_path(target: Path) -> Iterator[Path]:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the temporary files that writers killed in the middle have left in `folder`.
+
+    Nobody else may be writing there.
+    """
+    for path in Path(folder).glob(".*"):
+        if path.is_file() and LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def write_text(target: Path, text: str) -> None:

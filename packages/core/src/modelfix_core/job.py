@@ -1,7 +1,8 @@
 """The job: one cell as a process of its own, ``job.json`` in, a record folder out.
 
-``python -m modelfix_core.job path/to/job.json`` runs in the approach's environment. Everything is
-written into a folder ``<repetition>.partial`` that takes its place, whole, when the record is
+``python -m modelfix_core.job path/to/job.json`` runs in the approach's environment; with ``--failed
+REASON`` it runs nothing and records a FAILURE, for a job that died each time. Everything is written
+into a folder ``<repetition>.partial`` that takes its place, whole, when the record is
 complete; killed at any moment, a job leaves no record and the same command goes on.
 """
 
@@ -23,7 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from modelfix_core.approach import Approach, Budget, Outcome, Task
 from modelfix_core.errors import ModelfixError
-from modelfix_core.files import explain_write_errors, replace_folder, write_text
+from modelfix_core.files import (
+    explain_write_errors,
+    remove_leftovers,
+    replace_folder,
+    write_text,
+)
 from modelfix_core.fixing import Fixing, check_fits, run
 from modelfix_core.model import Model
 from modelfix_core.progress import ProgressReporter
@@ -43,6 +49,7 @@ from modelfix_core.subject import Subject
 
 JOB_FILE = "job.json"
 SPLITS_OF_A_TASK = ("train", "validation", "repair")  # never the test split
+FAILED = "--failed"
 GRACE = 10.0  # seconds past the time limit until a job that does not report is ended
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -112,29 +119,58 @@ def run_job(job: Job) -> tuple[Record, bool]:
     with _only_one(job):
         subject = Subject.load(job.subject)
         approach = Registry().load(job.approach)(job.preset, **job.config)
-        entrant = Entrant.of(approach, job.preset)
-        identity = {"model": subject.card.model_hash, "data": subject.card.data_hash}
-        limits = [job.seconds, job.memory, job.corrupted]
-        seed = seed_for(
-            seed=job.seed,
-            subject=subject.card.name,
-            repetition=job.repetition,
-            approach=job.approach,
-        )
-        record = Record(
-            cell=cell_hash(entrant, identity, seed, limits),
-            entrant=entrant,
-            subject=subject.card.name,
-            repetition=job.repetition,
-            seed=job.seed,
-            outcome=Outcome.FAILURE,
-            provenance=provenance(job.device),
-        )
+        record = _new_record(job, subject, approach)
         known = complete_record(job.record, record.cell, subject.model)
         if known is not None:
             shutil.rmtree(job.partial, ignore_errors=True)
             return known, True
-        return _work(job, subject, approach, record, seed), False
+        return _work(job, subject, approach, record), False
+
+
+def record_failure(job: Job, reason: str) -> Record:
+    """Record a FAILURE without running anything.
+
+    Parameters
+    ----------
+    job : Job
+    reason : str
+        How the job's process ended.
+    """
+    with _only_one(job):
+        subject = Subject.load(job.subject)
+        approach = Registry().load(job.approach)(job.preset, **job.config)
+        record = _new_record(job, subject, approach)
+        record.hashes = _hashes(subject)
+        job.save()
+        return _finish(job, record, Fixing(Outcome.FAILURE, reason), subject)
+
+
+def _seed(job: Job, subject: Subject) -> int:
+    return seed_for(
+        seed=job.seed,
+        subject=subject.card.name,
+        repetition=job.repetition,
+        approach=job.approach,
+    )
+
+
+def identity(job: Job, subject: Subject, approach: Approach) -> str:
+    """Return the content hash of the cell that `job` makes."""
+    hashes = {"model": subject.card.model_hash, "data": subject.card.data_hash}
+    limits = [job.seconds, job.memory, job.corrupted]
+    return cell_hash(Entrant.of(approach, job.preset), hashes, _seed(job, subject), limits)
+
+
+def _new_record(job: Job, subject: Subject, approach: Approach) -> Record:
+    return Record(
+        cell=identity(job, subject, approach),
+        entrant=Entrant.of(approach, job.preset),
+        subject=subject.card.name,
+        repetition=job.repetition,
+        seed=job.seed,
+        outcome=Outcome.FAILURE,
+        provenance=provenance(job.device),
+    )
 
 
 def complete_record(folder: Path, cell: str, original: Model) -> Record | None:
@@ -162,12 +198,13 @@ def _only_one(job: Job) -> Iterator[None]:
         ) from None
 
 
-def _work(job: Job, subject: Subject, approach: Approach, record: Record, seed: int) -> Record:
+def _work(job: Job, subject: Subject, approach: Approach, record: Record) -> Record:
     dataset = subject.dataset(SPLITS_OF_A_TASK)
     original = subject.model
     check_fits(original, dataset)
     job.save()
-    record.hashes = {"original": original.hash, **_data_hash(subject)}
+    remove_leftovers(job.partial)
+    record.hashes = _hashes(subject)
     started = time.perf_counter()
 
     def close(fixing: Fixing) -> Record:
@@ -186,7 +223,7 @@ def _work(job: Job, subject: Subject, approach: Approach, record: Record, seed: 
             train=dataset.get("train"),
             history=subject.history,
             risks=dataset.risks,
-            seed=seed,
+            seed=_seed(job, subject),
             device=job.device,
             budget=Budget(job.seconds, job.memory),
             folder=job.partial / "checkpoint",
@@ -201,8 +238,8 @@ def _work(job: Job, subject: Subject, approach: Approach, record: Record, seed: 
     return close(fixing)
 
 
-def _data_hash(subject: Subject) -> dict[str, str]:
-    return {"data": subject.card.data_hash}
+def _hashes(subject: Subject) -> dict[str, str]:
+    return {"original": subject.model.hash, "data": subject.card.data_hash}
 
 
 def _finish(job: Job, record: Record, fixing: Fixing, subject: Subject) -> Record:
@@ -301,11 +338,15 @@ def _logging(path: Path, package: str) -> Iterator[None]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the job of the file named on the command line."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if len(arguments) != 1:
-        print("usage: python -m modelfix_core.job JOB.json", file=sys.stderr)
+    if len(arguments) not in (1, 3) or arguments[1:2] not in ([], [FAILED]):
+        print(f"usage: python -m modelfix_core.job JOB.json [{FAILED} REASON]", file=sys.stderr)
         return USER_ERROR
     try:
-        record, reused = run_job(Job.load(Path(arguments[0])))
+        job = Job.load(Path(arguments[0]))
+        if arguments[1:]:
+            record, reused = record_failure(job, arguments[2]), False
+        else:
+            record, reused = run_job(job)
     except ModelfixError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR

@@ -124,6 +124,36 @@ def evaluate_record(
     return CellEvaluation(outcome, evaluation)
 
 
+def is_evaluated(
+    record: str | Path, subject: str | Path, *, attacked: int = ATTACKED, attack: AttackOptions
+) -> bool:
+    """Return whether a record has this very evaluation, complete; nothing is computed.
+
+    Parameters
+    ----------
+    record, subject : path
+        Folders of the record and of the prepared subject.
+    attacked : int
+    attack : AttackOptions
+
+    Raises
+    ------
+    ModelfixError
+        If a file is missing or damaged.
+    """
+    record, prepared = Path(record), Subject.load(subject)
+    content = _read(record)
+    test = prepared.dataset(("test",))["test"]
+    stated = content.get("hashes") or {}
+    hashes = {
+        "original": prepared.card.model_hash,
+        "fixed": stated.get("fixed"),
+        "inputs": inputs_hash(test.ids, test.y),
+    }
+    settings = attack_settings(prepared, int(content.get("repetition", 1)), attacked, attack)
+    return _is_complete(content.get("evaluation"), settings, hashes, record)
+
+
 def attack_settings(
     subject: Subject, repetition: int, attacked: int, attack: AttackOptions
 ) -> dict[str, Any]:

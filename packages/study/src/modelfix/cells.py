@@ -1,19 +1,22 @@
 """One cell after the other: prepare, fix and evaluate, each in its environment."""
 
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from modelfix_core.errors import ModelfixError
 from modelfix_core.foreign import kind_of
-from modelfix_core.job import INTERRUPTED, USER_ERROR, Job
+from modelfix_core.job import FAILED, GRACE, INTERRUPTED, USER_ERROR, Job
 from modelfix_core.record import Record, config_digest
+from modelfix_core.subject import Subject
 
 from modelfix import fix_card
 from modelfix.own import Own
 from modelfix.runtimes import Runtimes, run_module
 
 PREPARED = "subject.json"
+DEAF = 5 * GRACE  # seconds past the time limit until a job that cannot end itself is killed
 
 
 @dataclass(frozen=True)
@@ -62,12 +65,27 @@ def _check(code: int, what: str) -> None:
     if code == USER_ERROR:
         raise AlreadySaid
     if code < 0:
-        raise ModelfixError(
+        raise ProcessFailed(
             f"{what} was killed by signal {-code} (out of memory?); nothing half-written was kept, "
-            "run the same command again."
+            "run the same command again.",
+            killed=True,
         )
     if code:
-        raise ModelfixError(f"{what} ended with exit code {code}; its messages are above.")
+        raise ProcessFailed(f"{what} ended with exit code {code}; its messages are above.")
+
+
+class ProcessFailed(ModelfixError):
+    """A process ended badly.
+
+    Attributes
+    ----------
+    killed : bool
+        By a signal: another try may go well.
+    """
+
+    def __init__(self, message: str, killed: bool = False) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 class AlreadySaid(Exception):
@@ -97,6 +115,16 @@ def prepare(home: Home, runtimes: Runtimes, name: str, arguments: Sequence[str] 
     )
     _check(done.returncode, f"preparing {name}")
     return folder
+
+
+def load_subject(home: Home, runtimes: Runtimes, name: str) -> Subject:
+    """Open a prepared subject; one that is named but not prepared is prepared now."""
+    folder = home.subject(name)
+    if not (folder / PREPARED).exists():
+        from modelfix_core.subjects.catalogue import named
+
+        prepare(home, runtimes, named(name).name)
+    return Subject.load(folder)
 
 
 def prepare_own(home: Home, runtimes: Runtimes, own: Own, seed: int = 0) -> str:
@@ -131,10 +159,23 @@ def convert(
 
 def fix(home: Home, runtimes: Runtimes, job: Job) -> Cell:
     """Run one cell in its approach's environment, or reuse its record."""
-    path = job.save()
-    done = run_module(runtimes.approach(job.approach), "modelfix_core.job", str(path))
-    _check(done.returncode, f"{job.approach} on {job.subject.name}")
+    path, what = job.save(), f"{job.approach} on {job.subject.name}"
+    limit = None if job.seconds is None else job.seconds + DEAF
+    python = runtimes.approach(job.approach)
+    try:
+        done = run_module(python, "modelfix_core.job", str(path), timeout=limit)
+    except subprocess.TimeoutExpired:
+        raise ProcessFailed(f"{what} hung past the time limit of {job.seconds:g} s.") from None
+    _check(done.returncode, what)
     return Cell(job.record, Record.load(job.record), "complete already" in done.stdout)
+
+
+def record_failure(runtimes: Runtimes, job: Job, reason: str) -> Record:
+    """Record that a cell's process died, in its approach's environment, and return the record."""
+    python, path = runtimes.approach(job.approach), job.save()
+    done = run_module(python, "modelfix_core.job", str(path), FAILED, reason)
+    _check(done.returncode, f"recording the failure of {job.approach}")
+    return Record.load(job.record)
 
 
 def evaluate(

@@ -48,9 +48,18 @@ class Runtimes:
         return ensure_published(distribution, extras)
 
 
-def run_module(python: Path, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run ``python -m module arguments``; its messages pass through, its output is returned."""
+def run_module(
+    python: Path, module: str, *arguments: str, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run ``python -m module arguments``; its messages pass through, its output is returned.
+
+    Raises
+    ------
+    subprocess.TimeoutExpired
+        If it was not done after `timeout` seconds; it was killed then.
+    """
     command = [str(python), "-m", module, *arguments]
     return subprocess.run(
-        command, env=clean_environ(), stdout=subprocess.PIPE, text=True, check=False
-    )
+        command, env=clean_environ(), stdout=subprocess.PIPE, text=True, check=False,
+        timeout=timeout,
+    )  # fmt: skip

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-study = typer.Typer(no_args_is_help=True, help="Studies: tables from many records.")
+from modelfix import grid_cli
 
-
-@study.callback()
-def _study() -> None:
-    """Keep ``study report`` a sub-command although it is the only one so far."""
+study = typer.Typer(no_args_is_help=True, help="Studies: grids of cells, and tables of them.")
+grid_cli.register(study)
 
 
 @study.command()
