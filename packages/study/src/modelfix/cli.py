@@ -3,21 +3,20 @@
 import json
 import os
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modelfix import __version__, own
+from modelfix.fix_cli import evaluate, fix
 from modelfix.gate_cli import compare
 from modelfix.post_cli import card, post_process
 from modelfix.recommend_cli import recommend
 from modelfix.study_cli import study
 
 if TYPE_CHECKING:
-    from modelfix.cells import Cell
-    from modelfix.runtimes import Runtimes
+    from modelfix_core.subject import Subject
 
 DEFAULT_SUBJECT = "fashion-mini-lenet5"
 USER_ERROR = 2
@@ -38,13 +37,8 @@ app.command("post-process")(post_process)
 app.command()(card)
 app.command()(recommend)
 app.command()(compare)
-
-
-class Corrupted(StrEnum):
-    """How a fall of accuracy is measured against the limit of 10."""
-
-    POINTS = "points"
-    RELATIVE = "relative"
+app.command()(fix)
+app.command()(evaluate)
 
 
 HomeOption = Annotated[
@@ -194,133 +188,6 @@ def prepare(
 
 
 @app.command()
-def fix(
-    approach: Annotated[str, typer.Option("--approach", "-a", help="Its name or abbreviation.")],
-    subject: SubjectOption = DEFAULT_SUBJECT,
-    name: own.Name = None,
-    model: own.ModelSource = None,
-    weights: own.Weights = None,
-    data: own.Data = None,
-    labels: own.Labels = None,
-    classes: own.Classes = None,
-    group_column: own.GroupColumn = None,
-    risk: own.Risk = None,
-    scale: own.Scale = None,
-    mean: own.Mean = None,
-    std: own.Std = None,
-    layout: own.LayoutOption = None,
-    history: own.History = None,
-    preset: Annotated[str, typer.Option(help="A preset of the approach.")] = "default",
-    option: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="An option of the approach; repeatable."),
-    ] = None,
-    repetitions: Annotated[int, typer.Option("--repetitions", "-r", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="The first of all draws.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    seconds: Annotated[
-        float | None, typer.Option("--time-limit", help="Seconds for one repetition.")
-    ] = None,
-    memory: Annotated[
-        float | None, typer.Option("--memory-limit", help="GiB for one repetition.")
-    ] = None,
-    corrupted: Annotated[
-        Corrupted,
-        typer.Option(help="Fall of accuracy that counts as CORRUPTED: 10 points or 10 %."),
-    ] = Corrupted.POINTS,
-    attacked: Annotated[int, typer.Option(min=1, help="Inputs that the attack tries.")] = 1000,
-    attack: Annotated[bool, typer.Option(help="Measure adversarial robustness (ASR).")] = True,
-    home: HomeOption = HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Fix a subject, or your own model on your own data, and compare before and after.
-
-    Example: modelfix fix --approach arachne --subject mnist-lenet5 --repetitions 3
-    """
-    from modelfix_core.job import Job
-
-    from modelfix import cells, tables
-    from modelfix.catalogue import Catalogue
-    from modelfix.runtimes import Runtimes
-
-    info = Catalogue().find(approach)
-    place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
-    config = _options(option or [])
-    mine = own.Own(
-        name, model, weights, data, labels, classes, group_column, risk, scale, mean, std, layout,
-        history,
-    )  # fmt: skip
-    if mine.given:
-        subject = cells.prepare_own(place, runtimes, mine)
-    elif _is_named(subject):
-        cells.prepare(place, runtimes, subject)
-    else:
-        _load_subject(place.root, subject)
-    entrant = cells.entrant_name(info.name, preset, config)
-    results = []
-    for repetition in range(1, repetitions + 1):
-        job = Job(
-            approach=info.name,
-            preset=preset,
-            config=config,
-            subject=place.subject(subject),
-            record=place.record(subject, entrant, repetition),
-            repetition=repetition,
-            seed=seed,
-            device=device,
-            seconds=seconds,
-            memory=None if memory is None else int(memory * 1024**3),
-            corrupted=corrupted.value,
-        )
-        results.append(cells.fix(place, runtimes, job))
-    settings = [
-        "--device",
-        device,
-        "--attacked",
-        str(attacked),
-        *([] if attack else ["--no-attack"]),
-    ]
-    _evaluate(runtimes, results, place.subject(subject), settings)
-    if as_json:
-        _print_json([_cell_json(cell) for cell in results])
-    else:
-        tables.comparison(results, info)
-
-
-@app.command()
-def evaluate(
-    records: Annotated[list[Path], typer.Argument(help="Record folders (runs/SUBJECT/ENTRANT/N).")],
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    attacked: Annotated[int, typer.Option(min=1, help="Inputs that the attack tries.")] = 1000,
-    attack: Annotated[bool, typer.Option(help="Measure adversarial robustness (ASR).")] = True,
-    home: HomeOption = HOME,
-    as_json: JsonOption = False,
-) -> None:
-    """Evaluate records on the test split; metrics that are complete are reused."""
-    from modelfix_core.record import Record
-
-    from modelfix import cells, tables
-    from modelfix.runtimes import Runtimes
-
-    place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
-    results = [cells.Cell(path.absolute(), Record.load(path), True) for path in records]
-    settings = [
-        "--device",
-        device,
-        "--attacked",
-        str(attacked),
-        *([] if attack else ["--no-attack"]),
-    ]
-    for subject in sorted({cell.record.subject for cell in results}):
-        of_subject = [cell for cell in results if cell.record.subject == subject]
-        _evaluate(runtimes, of_subject, place.subject(subject), settings)
-    if as_json:
-        _print_json([_cell_json(cell) for cell in results])
-    else:
-        tables.comparison(results)
-
-
-@app.command()
 def explain(
     run: Annotated[Path, typer.Argument(help="Record folder (runs/SUBJECT/ENTRANT/N).")],
     most: Annotated[int, typer.Option(min=1, help="Rows shown of each table.")] = 20,
@@ -424,25 +291,11 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _is_named(subject: str) -> bool:
-    from modelfix_core.subjects.catalogue import CATALOGUE
-
-    return subject in CATALOGUE
-
-
-def _load_subject(home: Path, subject: str) -> Any:
-    """Return a prepared subject; one that is named but not prepared is prepared now."""
-    from modelfix_core.subject import Subject
-    from modelfix_core.subjects.catalogue import named
-
+def _load_subject(home: Path, subject: str) -> "Subject":
     from modelfix import cells
     from modelfix.runtimes import Runtimes
 
-    place = cells.Home(home.absolute())
-    folder = place.subject(subject)
-    if not (folder / cells.PREPARED).exists():
-        cells.prepare(place, Runtimes(), named(subject).name)
-    return Subject.load(folder)
+    return cells.load_subject(cells.Home(home.absolute()), Runtimes(), subject)
 
 
 def _plant(
@@ -460,46 +313,6 @@ def _plant(
         broken=gate.parse_share(broken, "--broken"),
         seed=seed,
     ).subject
-
-
-def _evaluate(
-    runtimes: "Runtimes", results: list["Cell"], subject: Path, settings: list[str]
-) -> None:
-    """Evaluate the cells that have a fixed model, and put the new records in their place."""
-    from dataclasses import replace
-
-    from modelfix import cells
-
-    fixed = [i for i, cell in enumerate(results) if (cell.folder / "fixed.onnx").exists()]
-    if not fixed:
-        return
-    records = cells.evaluate(runtimes, [results[i].folder for i in fixed], subject, settings)
-    for i, record in zip(fixed, records, strict=True):
-        results[i] = replace(results[i], record=record)
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """Read ``key=value`` pairs; values are JSON where they parse as such, text otherwise."""
-    from modelfix_core.errors import ModelfixError
-
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, sign, value = pair.partition("=")
-        if not sign or not key:
-            raise ModelfixError(f"--set {pair!r}: expected KEY=VALUE, such as --set alpha=5.")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
-
-
-def _cell_json(cell: "Cell") -> dict[str, Any]:
-    return {
-        "folder": str(cell.folder),
-        "reused": cell.reused,
-        **json.loads(cell.record.model_dump_json()),
-    }
 
 
 def _print_json(content: Any) -> None:

@@ -241,6 +241,20 @@ def parse_share(text: str, option: str) -> float:
     return value
 
 
+def parse_limits(
+    nfr: str | None, accuracy_loss: str | None, slice_loss: str | None, aaod_rise: str | None
+) -> Limits:
+    """Read the limits as they are given on the command line."""
+    given = {
+        "--max-nfr": nfr,
+        "--max-accuracy-loss": accuracy_loss,
+        "--max-slice-loss": slice_loss,
+        "--max-aaod-rise": aaod_rise,
+    }
+    shares = (None if x is None else parse_share(x, option) for option, x in given.items())
+    return Limits(*shares)
+
+
 def judge(answers: Answers, limits: Limits) -> Verdict:
     """Compare what two models answered and hold it against `limits`.
 

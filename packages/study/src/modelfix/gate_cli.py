@@ -85,15 +85,7 @@ def compare(
 
     from modelfix import gate, gate_report, tables
 
-    def share(text: str | None, option: str) -> float | None:
-        return None if text is None else gate.parse_share(text, option)
-
-    limits = gate.Limits(
-        nfr=share(max_nfr, "--max-nfr"),
-        accuracy_loss=share(max_accuracy_loss, "--max-accuracy-loss"),
-        slice_loss=share(max_slice_loss, "--max-slice-loss"),
-        aaod_rise=share(max_aaod_rise, "--max-aaod-rise"),
-    )
+    limits = gate.parse_limits(max_nfr, max_accuracy_loss, max_slice_loss, max_aaod_rise)
     if (data is None) == (subject is None):
         raise ModelfixError("give the images to compare on with either --data or --subject.")
     if data is not None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from modelfix_core.approach import Evidence
     from modelfix_core.subject import SubjectCard
 
+    from modelfix.auto import Search
     from modelfix.catalogue import Catalogue
     from modelfix.cells import Cell
     from modelfix.doctor import Finding
@@ -224,6 +225,41 @@ def verdict(
         console.print("[green]passed[/]")
     for path in written:
         print(f"{'picture' if path.suffix == '.png' else 'report'}: {_from_here(path)}")
+
+
+def search(found: "Search", left_out: Sequence[str], subject: str) -> None:
+    """Print what was tried, why each was rejected, and which model was chosen."""
+    columns = ["approach", "outcome", "accuracy", "RR", "NFR", "AAOD", "seconds", "verdict"]
+    table = _table(
+        f"Approaches tried on {subject}, judged on the validation split", columns, columns[2:-1]
+    )
+    for trial in found.trials:
+        verdict, record = trial.verdict, trial.record
+        known = [NOTHING] * 4
+        if verdict is not None:
+            known = [
+                _show((verdict.accuracy_before, verdict.accuracy_after)),
+                _percent(verdict.repair_rate),
+                _percent(verdict.nfr),
+                NOTHING if verdict.aaod is None else _show(verdict.aaod),
+            ]
+        passed = "[green]chosen" if trial is found.best else "passes"
+        table.add_row(
+            trial.approach,
+            NOTHING if record is None else f"[{COLOURS[record.outcome]}]{record.outcome}",
+            *known,
+            NOTHING if record is None else f"{record.seconds.get('fixing', 0.0):.1f}",
+            passed if trial.rejected is None else Text(trial.rejected),
+        )
+    console = _console()
+    console.print(table)
+    if left_out:
+        console.print("\nnot tried:")
+    for line in left_out:
+        console.print(f"  {line}", highlight=False, markup=False)
+    print()
+    if found.best is None:
+        console.print(f"[red]No approach gave a model of {subject} that passes.[/]")
 
 
 def _slices(parts: Sequence["Slice"]) -> Table:
