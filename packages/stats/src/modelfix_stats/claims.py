@@ -15,7 +15,7 @@ from modelfix_stats.errors import StatsError
 from modelfix_stats.frame import FIXED, Data, Summary, complete
 from modelfix_stats.metrics import find_metric
 from modelfix_stats.study import ABBREVIATIONS, layers
-from modelfix_stats.tables import duration
+from modelfix_stats.tables import duration, signless
 from modelfix_stats.values import describe
 
 ENOUGH = 2  # approaches that can stand for a group; one, where it has one only
@@ -69,7 +69,7 @@ class Quantity:
 
     def show(self, value: float) -> str:
         """Return an averaged value as text."""
-        return duration(value) if self.unit == "s" else f"{value:.2f} %".replace("-0.00", "0.00")
+        return duration(value) if self.unit == "s" else f"{signless(f'{value:.2f}')} %"
 
 
 def _percent(values: pd.Series) -> pd.Series:
@@ -378,7 +378,8 @@ def falling(records: Records, quantity: Quantity, statement: str) -> Claim:
         numbers = numbers.drop(index=few.index).sort_values("layers", kind="stable")
         if numbers["layers"].nunique() < 3:
             raise Missing("fewer than three sizes of models with two approaches each")
-        rho = numbers["layers"].corr(numbers["value"], method="spearman")
+        varied = numbers["value"].nunique() > 1
+        rho = numbers["layers"].corr(numbers["value"], method="spearman") if varied else np.nan
         values = ", ".join(
             f"{subject} ({row['layers']:.0f} layers) {quantity.show(row['value'])}"
             for subject, row in numbers.iterrows()

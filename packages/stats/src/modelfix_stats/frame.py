@@ -71,7 +71,11 @@ def check(frame: pd.DataFrame) -> pd.DataFrame:
             f"{_place(unexplained)}: a FIXED row has no value and no reason; give one of them."
         )
     plain = frame[~_attacked(frame)]
-    _refuse_mixed(plain.assign(original=plain["original"].round(12)), "original", ["subject", "repetition", "metric"])
+    _refuse_mixed(
+        plain.assign(original=plain["original"].round(12)),
+        "original",
+        ["subject", "repetition", "metric"],
+    )
     _refuse_mixed(plain, "denominator", ["subject", "metric"])
     if "definition" in frame:
         _refuse_mixed(frame, "definition", ["subject", "metric"])

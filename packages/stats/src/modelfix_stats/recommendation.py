@@ -548,5 +548,6 @@ def _shown(value: float | None, metric: str) -> str:
     if metric == "seconds":
         return duration(value)
     if known.scoring == "change":
-        return f"{known.sign * known.shown * value:+.{known.decimals}f}"
+        change = round(known.sign * known.shown * value, known.decimals)
+        return f"{change + 0.0:+.{known.decimals}f}"  # + 0.0: no negative zero
     return _percent(value)

@@ -4,6 +4,7 @@ You, Mo, Wang, Zhao, Dong, Chen: A Comprehensive Study of Deep Learning Model Fi
 ICSE 2026, tables 2 to 6.
 """
 
+from functools import cache
 from importlib.resources import files
 from typing import TypeVar
 
@@ -123,11 +124,16 @@ def layers(subject: str) -> int | None:
         One of the study's data sets, or a name that ends in one of its architectures
         (``fashion-vgg16``).
     """
+    known = _known_layers()
+    return known.get(subject, known.get(subject.rpartition("-")[2]))
+
+
+@cache
+def _known_layers() -> dict[str, int]:
+    """Return the layers of table 2 by data set and by architecture."""
     table = read_table("table2_subjects")
-    known = dict(zip(table["dataset"], table["layers"], strict=True))
-    known |= dict(zip(table["model"].str.lower(), table["layers"], strict=True))
-    found = known.get(subject, known.get(subject.rpartition("-")[2]))
-    return None if found is None else int(found)
+    names = [*table["dataset"], *table["model"].str.lower()]
+    return dict(zip(names, 2 * table["layers"].tolist(), strict=True))
 
 
 def beside_published(data: Data) -> pd.DataFrame:

@@ -461,6 +461,7 @@ def _show(cell: pd.Series, kind: str) -> str:
 
 
 def signless(text: str) -> str:
+    """Return the number without the sign of a negative zero."""
     return text.removeprefix("-") if float(text) == 0 else text
 
 

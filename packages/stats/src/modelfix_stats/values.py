@@ -78,36 +78,32 @@ def describe(data: Data, *, ddof: int = 1) -> pd.DataFrame:
 
 
 def _summarise(frame: pd.DataFrame) -> pd.DataFrame:
-    def cell(part: pd.DataFrame) -> pd.Series:
-        values = part["value"].dropna()
-        copies = part["deterministic"].all() and values.nunique() == 1
-        noisy = find_metric(part["metric"].iloc[0]).noisy
-        outcomes = part.loc[part["outcome"] != FIXED, "outcome"]
-        spread = values.std(ddof=1) if len(values) > 1 else np.nan
-        known = part["value"].notna()
-        failed = not len(values) and len(outcomes)
-        return pd.Series(
-            {
-                "approach": part["approach"].iloc[0],
-                "category": part["category"].iloc[0],
-                "outcome": outcomes.iloc[0] if failed else FIXED,
-                "reason": None if len(values) else part["reason"].iloc[0],
-                "n": len(values),
-                "mean": values.mean(),
-                "std": np.nan if copies and not noisy else spread,
-                "original": part.loc[known, "original"].mean(),
-            }
-        )
-
     keys = ["subject", "entrant", "metric"]
-    rows = [
-        pd.concat([pd.Series(dict(zip(keys, key, strict=True))), cell(part)])
-        for key, part in frame.groupby(keys, sort=False)
-    ]
-    result = pd.DataFrame(rows)
-    numbers = ["n", "mean", "std", "original"]
-    result[numbers] = result[numbers].astype(float)
-    return result
+    frame = frame.assign(
+        known_original=frame["original"].where(frame["value"].notna()),
+        failure=frame["outcome"].where(frame["outcome"] != FIXED),
+    )
+    cells = frame.groupby(keys, sort=False)
+    result = cells.agg(
+        approach=("approach", "first"),
+        category=("category", "first"),
+        failure=("failure", "first"),
+        n=("value", "count"),
+        mean=("value", "mean"),
+        std=("value", "std"),
+        different=("value", "nunique"),
+        copied=("deterministic", "all"),
+        original=("known_original", "mean"),
+    )
+    result["reason"] = cells.head(1).set_index(keys)["reason"].astype(object)
+    result = result.reset_index()
+    absent = result["n"] == 0
+    result["outcome"] = result["failure"].where(absent & result["failure"].notna(), FIXED)
+    result["reason"] = result["reason"].where(absent & result["reason"].notna(), None)
+    noisy = result["metric"].map(lambda id: find_metric(id).noisy)
+    copies = result["copied"] & (result["different"] == 1)
+    result["std"] = result["std"].mask(copies & ~noisy)
+    return result.astype({"n": float})
 
 
 def success_rates(data: Data) -> pd.DataFrame:
