@@ -151,8 +151,8 @@ def _before_after(record: Record) -> str:
         rows.append(
             (
                 f"{title} ({'higher' if after['direction'] == 'high' else 'lower'} is better)",
-                NOTHING if before is None else _value(before),
-                _value(after),
+                NOTHING if before is None else value_text(before),
+                value_text(after),
                 NOTHING if p_value is None else f"{p_value:.2g}",
             )
         )
@@ -181,7 +181,7 @@ def _broken(found: Explanation, stored: Predictions | None) -> str:
         (classes[y], str(count), str(mended[y]), str(sizes[y])) for y, count in hit.most_common()
     ]
     listed = [
-        (str(stored.ids[row]), classes[stored.y[row]], _class(classes, int(now[row])))
+        (str(stored.ids[row]), classes[stored.y[row]], class_name(classes, int(now[row])))
         for row in broken[:LISTED]
     ]
     more = len(broken) - len(listed)
@@ -237,8 +237,8 @@ def _provenance(found: Explanation, stored: Predictions | None) -> str:
         *((f"SHA-256, {name}", f"`{value}`") for name, value in record.hashes.items()),
         ("SHA-256, cell", f"`{record.cell}`"),
         ("SHA-256, test inputs", NOTHING if stored is None else f"`{stored.inputs}`"),
-        ("versions, fix", _versions(about.get("versions", {}))),
-        ("versions, evaluation", _versions(evaluation.get("versions", {}))),
+        ("versions, fix", versions_text(about.get("versions", {}))),
+        ("versions, evaluation", versions_text(evaluation.get("versions", {}))),
         ("machine", ", ".join(
             str(about[key]) for key in ("platform", "device", "started") if key in about
         )),
@@ -246,7 +246,8 @@ def _provenance(found: Explanation, stored: Predictions | None) -> str:
     return "\n".join(["## Licence and provenance", "", *_table(("", ""), rows)])
 
 
-def _versions(versions: Mapping[str, str]) -> str:
+def versions_text(versions: Mapping[str, str]) -> str:
+    """Return libraries with their versions on one line."""
     return ", ".join(f"{name} {version}" for name, version in versions.items()) or NOTHING
 
 
@@ -260,7 +261,8 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     ]
 
 
-def _value(value: Mapping[str, Any]) -> str:
+def value_text(value: Mapping[str, Any]) -> str:
+    """Return a stored metric value with counts and interval, or why there is none."""
     if value["value"] is None:
         return f"{value['status']} ({value['reason']})"
     shown = _percent(value["value"])
@@ -279,5 +281,6 @@ def _inputs(count: int) -> str:
     return f"{count} input{'s' * (count != 1)}"
 
 
-def _class(classes: Sequence[str], label: int) -> str:
+def class_name(classes: Sequence[str], label: int) -> str:
+    """Return the name of a predicted class; -1 stands for outputs that are NaN."""
     return classes[label] if label >= 0 else "NaN"

@@ -261,8 +261,6 @@ def _findings(frame: pd.DataFrame) -> list[dict[str, Any]]:
         {
             "number": ours.number,
             "title": ours.title,
-            "verdict": str(ours.verdict),
-            "sentence": ours.sentence,
             "claims": [
                 {
                     "statement": claim.statement,

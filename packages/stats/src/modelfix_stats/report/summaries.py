@@ -154,33 +154,37 @@ def effect_table(frame: pd.DataFrame, effect: Effect) -> Table:
         if front is not None:
             cells.append(Cell("yes" if front[name] else ""))
         rows.append(tuple(cells))
-    columns = ["approach", "category", *(f"{m.title} ({UNITS[m.scoring]})" for m in metrics)]
+    columns = ["approach", "category", *map(_head, metrics)]
     columns += ["subjects"] + (["not dominated"] if front is not None else [])
     return Table(effect.title, (), tuple(columns), tuple(rows))
 
 
 def leaderboard(frame: pd.DataFrame, comparisons: Mapping[str, Comparison], by: str) -> Table:
-    """Return a row per entrant with score and letters of every metric, best of `by` first."""
-    rates = success_rates(frame) if len(frame) else pd.DataFrame()
+    """Return a row per entrant with mean and letters of every metric, best of `by` first."""
+    rates = success_rates(frame)
     orders = {id: c.order.set_index("entrant") for id, c in comparisons.items()}
-    names = list(orders[by].index) if by in orders else []
-    names += [name for name in rates.index if name not in names]
+    first = comparisons[by].order.set_index("entrant") if by in comparisons else pd.DataFrame()
     rows = []
-    for position, name in enumerate(names, start=1):
-        ranked = by in orders and name in orders[by].index
-        rank = f"{orders[by].loc[name, 'rank']:.0f}" if ranked else "-"
-        cells = [Cell(rank), Cell(name), Cell(category(frame, name))]
+    for name in [*first.index, *(name for name in rates.index if name not in first.index)]:
+        cells = [Cell(name)]
+        cells.append(Cell(f"{first.loc[name, 'rank']:.0f}" if name in first.index else "-"))
+        cells.append(Cell(category(frame, name)))
         cells.append(Cell(f"{rates.loc[name, 'fixed']}/{rates.loc[name, 'attempted']}"))
-        for order in orders.values():
-            cells.append(Cell(_scored(order.loc[name]) if name in order.index else "-"))
+        for id, order in orders.items():
+            known = name in order.index
+            cells.append(Cell(_scored(order.loc[name], find_metric(id)) if known else "-"))
         rows.append(tuple(cells))
-    heads = [find_metric(id).title for id in comparisons]
-    columns = ("rank", "approach", "category", "fixed", *heads)
-    return Table("Leaderboard: score and letters", (), columns, tuple(rows))
+    heads = [_head(find_metric(id)) for id in comparisons]
+    columns = ("approach", "rank", "category", "fixed", *heads)
+    return Table("Leaderboard: means and letters", (), columns, tuple(rows))
 
 
-def _scored(row: pd.Series) -> str:
-    return f"{signless(f'{row.score:.2f}')} {row.letters}".strip()
+def _head(metric: Metric) -> str:
+    return f"{metric.title} ({UNITS[metric.scoring]})"
+
+
+def _scored(row: pd.Series, metric: Metric) -> str:
+    return f"{effect_text(row['score'], float('nan'), metric)} {row['letters']}".strip()
 
 
 def values_table(frame: pd.DataFrame, metric: str) -> Table:

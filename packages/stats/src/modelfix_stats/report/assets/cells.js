@@ -42,7 +42,7 @@ const Cells = (() => {
       ...page.notes.map((note) => element("p", { class: "note" }, note)),
       ...page.sheets.flatMap(sheet),
       ...curve(page),
-      ...page.tables.flatMap((table) => [element("h3", {}, table.title), ...render(table)]),
+      ...page.tables.flatMap(render),
     );
     const figure = place.querySelector(".canvas");
     if (figure) Figures.curve(figure, page);

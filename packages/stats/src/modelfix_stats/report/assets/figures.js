@@ -3,8 +3,11 @@
 /** The figures, drawn by Plotly from the same points as their tables. */
 const Figures = (() => {
   const SYMBOLS = { model: "circle", layer: "diamond", neuron: "square" };
-  const CONFIG = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-  const LABELLED = 20; // more entrants than this have their names on hovering only
+  const CONFIG = {
+    displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"],
+    displayModeBar: matchMedia("(hover: hover)").matches ? "hover" : false,
+  };
+  const ROOM = { x: 0.09, y: 0.05 }; // of a name, as shares of the axes
 
   const theme = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const colourOf = (category) => theme(`--${Object.hasOwn(SYMBOLS, category) ? category : "other"}`);
@@ -48,10 +51,11 @@ const Figures = (() => {
   }
 
   function bars(metric, points, k) {
-    const known = (one) => (Number.isNaN(one) ? 0 : one);
-    const middle = (point) => drawn(metric, point.effects[k].score);
-    const end = (point, sign) =>
-      Math.abs(drawn(metric, point.effects[k].score + sign * known(point.effects[k].deviation)) - middle(point));
+    const end = (point, sign) => {
+      const { score, deviation } = point.effects[k];
+      const length = Math.abs(drawn(metric, score + sign * deviation) - drawn(metric, score));
+      return length > 0 ? length : NaN; // no bar rather than one of no length
+    };
     const up = metric.scoring === "time" ? -1 : metric.sign;
     return {
       type: "data", symmetric: false, thickness: 1.2, width: 4,
@@ -59,10 +63,28 @@ const Figures = (() => {
     };
   }
 
+  /** The points whose names are written beside them: those of crowded ones appear on hovering. */
+  function labelled(points, metrics) {
+    const places = metrics.map((metric, k) => {
+      const at = points.map((point) =>
+        metric.scoring === "time" ? -point.effects[k].score : drawn(metric, point.effects[k].score));
+      const [low, high] = [Math.min(...at), Math.max(...at)];
+      return at.map((one) => (one - low) / (high - low || 1));
+    });
+    const near = (i, j) =>
+      Math.abs(places[0][i] - places[0][j]) < ROOM.x && Math.abs(places[1][i] - places[1][j]) < ROOM.y;
+    const chosen = [];
+    points.forEach((_, i) => {
+      if (!chosen.some((j) => near(i, j))) chosen.push(i);
+    });
+    return new Set(chosen.map((i) => points[i]));
+  }
+
   /** Two metrics against each other, a point per entrant with its deviations. */
   function scatter(place, data, { metrics, points }, most) {
     const [x, y] = metrics;
     const complete = points.filter((point) => point.effects.every((one) => !Number.isNaN(one.score)));
+    const named = labelled(complete, metrics);
     const traces = categoriesOf(data, complete.map((point) => point.entrant)).map((category) => {
       const here = complete.filter((point) => data.entrants[point.entrant].category === category);
       const colour = colourOf(category);
@@ -70,12 +92,11 @@ const Figures = (() => {
         metrics.map((metric, k) => `${metric.title}: ${Tables.effect(point.effects[k], metric)}`).join("<br>") +
         `<br>${point.subjects} of ${most} subjects`;
       return {
-        type: "scatter", name: plain(category || "no category"),
-        mode: complete.length <= LABELLED ? "markers+text" : "markers",
+        type: "scatter", mode: "markers+text", cliponaxis: false, name: plain(category || "no category"),
         x: here.map((point) => drawn(x, point.effects[0].score)),
         y: here.map((point) => drawn(y, point.effects[1].score)),
         error_x: { ...bars(x, here, 0), color: colour }, error_y: { ...bars(y, here, 1), color: colour },
-        text: here.map((point) => labelOf(data, point.entrant)),
+        text: here.map((point) => (named.has(point) ? labelOf(data, point.entrant) : "")),
         textposition: "top center", textfont: { size: 11, color: theme("--ink") },
         hovertext: here.map((point) => hoverOf(data, point.entrant, hover(point))), hoverinfo: "text",
         marker: {
@@ -92,7 +113,7 @@ const Figures = (() => {
   /** Every entrant's score with its 95 % interval, best at the top. */
   function intervals(place, data, comparison) {
     const order = comparison.order;
-    const known = (one, row) => (Number.isNaN(one) ? 0 : Math.abs(one - row.score));
+    const known = (one, row) => (one === row.score ? NaN : Math.abs(one - row.score));
     const traces = categoriesOf(data, order.map((row) => row.entrant)).map((category) => {
       const here = order.filter((row) => data.entrants[row.entrant].category === category);
       return {

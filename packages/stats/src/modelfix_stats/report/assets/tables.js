@@ -72,18 +72,28 @@ const Tables = (() => {
       return [tried.filter(([, , , outcome]) => outcome === "FIXED").length, tried.length];
     };
     const rows = [...ranked, ...rest].map((e) => [
-      rank(by.order.find((row) => row.entrant === e)?.rank ?? NaN),
       nameOf(data, e),
+      rank(by.order.find((row) => row.entrant === e)?.rank ?? NaN),
       data.entrants[e].category,
       attempts(e).join("/"),
       ...main.map((comparison) => {
         const row = comparison.order.find((one) => one.entrant === e);
-        return row ? `${number(row.score)} ${row.letters}`.trim() : "-";
+        return row ? `${scored(row, comparison)} ${row.letters}`.trim() : "-";
       }),
     ]);
-    const heads = main.map((comparison) => comparison.metric.title);
-    const columns = ["rank", "approach", "category", "fixed", ...heads];
-    return { title: "Leaderboard: score and letters", columns, rows, notes: [] };
+    const heads = main.map(({ metric, scale }) => {
+      const unit = scale === "relative" && metric.scoring === "change" ? "gain, %" : data.units[metric.scoring];
+      return `${metric.title} (${scale === "seconds" ? "mean" : unit})`;
+    });
+    const columns = ["approach", "rank", "category", "fixed", ...heads];
+    return { title: "Leaderboard: means and letters", columns, rows, notes: [] };
+  }
+
+  /** A mean score as it is read; as in the study, gains stay gains and seconds are not logarithms. */
+  function scored({ score }, { metric, scale }) {
+    if (scale === "seconds") return duration(-score);
+    if (scale === "relative" && metric.scoring === "change") return number(score);
+    return effect({ score, deviation: NaN }, metric);
   }
 
   function ranking(data, comparison) {
