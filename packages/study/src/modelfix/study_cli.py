@@ -40,11 +40,15 @@ def report(
         Path | None,
         typer.Option("--output", "-o", help="File to write; Markdown between its marker lines."),
     ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(help="Write everything as one HTML file that opens offline, not the tables."),
+    ] = None,
     home: Annotated[
         Path, typer.Option("--home", envvar="MODELFIX_HOME", help="Where runs are kept.")
     ] = Path("results"),
 ) -> None:
-    """Print the study's tables for any selection of records.
+    """Print the study's tables for any selection of records, or write the HTML report.
 
     Example: modelfix study report -s mnist-lenet5 --against icse26
     """
@@ -54,6 +58,10 @@ def report(
 
     from modelfix import records, reporting
 
+    if html is not None and (against or table or output is not None or format_ != "terminal"):
+        raise ModelfixError(
+            "--html writes the whole report; leave out --against, --table, --format and --output."
+        )
     if against not in (None, "icse26"):
         raise ModelfixError(f"--against {against!r}: only icse26 is known, the published study.")
     layouts = _choices(reporting.Layout, table, "--table")
@@ -70,6 +78,12 @@ def report(
         print(f"warning: {sentence}", file=sys.stderr)
     found = records.without_planted(found, subject or ()) or found
     chosen = records.choose(found, subject or (), approach or ())
+    if html is not None:
+        from modelfix import html_report
+
+        html_report.write(chosen, broken, html)
+        print(f"{html}")
+        return
     tables = reporting.make(records.frame(chosen), layouts, beside=against is not None)
     if written is reporting.Format.TERMINAL:
         reporting.show(tables)
