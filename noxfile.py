@@ -22,7 +22,8 @@ WORKSPACE = Workspace(ROOT)
 REPORTS = ROOT / ".modelfix" / "reports"
 NO_TESTS = 5  # pytest's exit code when nothing was collected
 HOME = "modelfix"  # the environment of the command, and of everything that looks at the whole
-DEVELOPMENT = ROOT / "locks" / "dev.txt"
+# Environments beside the members': a dependency group of the root, and whose needs it shares.
+TOOLS: dict[str, list[str]] = {"dev": [], "docs": ["packages/study/pyproject.toml"]}
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests"]
@@ -177,11 +178,12 @@ for _environment in WORKSPACE.environments.values():
 # -- development -----------------------------------------------------------------------------------
 
 
-def tools(session: nox.Session) -> Path:
-    """Install the development tools beside the session and return their folder."""
-    folder = ROOT / ".modelfix" / "environments" / "dev"
+def tools(session: nox.Session, name: str = "dev") -> Path:
+    """Install the tools of a dependency group beside the session and return their folder."""
+    folder = ROOT / ".modelfix" / "environments" / name
+    lock = ROOT / "locks" / f"{name}.txt"
     marker = folder / "made-of.txt"
-    made_of = "\n".join([*(member.name for member in WORKSPACE.members), DEVELOPMENT.read_text()])
+    made_of = "\n".join([*(member.name for member in WORKSPACE.members), lock.read_text()])
     if not marker.exists() or marker.read_text() != made_of:
         uv = find_uv()
         session.run(
@@ -189,7 +191,7 @@ def tools(session: nox.Session) -> Path:
         )
         python = str(folder / "bin" / "python")
         install = [uv, "pip", "install", "-q", "--python", python]
-        session.run(*install, "--require-hashes", "-r", str(DEVELOPMENT))
+        session.run(*install, "--require-hashes", "-r", str(lock))
         editable = [part for member in WORKSPACE.members for part in ("-e", str(member.folder))]
         session.run(*install, "--no-deps", *editable)
         marker.write_text(made_of)
@@ -227,8 +229,10 @@ def lock(session: nox.Session) -> None:
         extras = [part for extra in environment.extras for part in ("--extra", extra)]
         source = str(environment.member.folder / "pyproject.toml")
         session.run(*base, source, *extras, "-o", str(WORKSPACE.lock(environment)))
-    if not session.posargs or "dev" in session.posargs:
-        session.run(*base, "--group", "dev", "-o", str(DEVELOPMENT))
+    for name, sources in TOOLS.items():
+        if not session.posargs or name in session.posargs:
+            lock = str(ROOT / "locks" / f"{name}.txt")
+            session.run(*base, *sources, "--group", name, "-o", lock)
 
 
 @nox.session
@@ -236,6 +240,24 @@ def catalogue(session: nox.Session) -> None:
     """Refresh the catalogue of approaches that the command ships, and the subjects' pages."""
     run(session, HOME, "-m", "modelfix.catalogue")
     run(session, HOME, "-m", "modelfix_core.subjects.pages", str(ROOT / "docs" / "subjects"))
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into .modelfix/site; `nox -s docs -- serve` shows it."""
+    folder = tools(session, "docs")
+    arguments = session.posargs or ["build", "--strict"]
+    environ = {**clean_environ(), "NO_MKDOCS_2_WARNING": "1"}
+    session.run(str(folder / "mkdocs"), *arguments, env=environ, include_outer_env=False)
+
+
+@nox.session(name="docs-examples")
+def docs_examples(session: nox.Session) -> None:
+    """Run the commands of the documentation and compare their output; `-- --update` writes it."""
+    python = tools(session, "docs") / "python"
+    python_of(session, HOME)
+    script = str(ROOT / "docs" / "tools" / "examples.py")
+    session.run(str(python), script, *session.posargs, env=clean_environ(), include_outer_env=False)
 
 
 @nox.session

@@ -34,7 +34,7 @@ def study_model(name: str, width: float = WIDTH, seed: int = 0) -> Model:
     return untrained(name, width, seed)
 
 
-def study_task(name: str, folder: Path, **changes: Any) -> Task:
+def study_task(name: str, folder: Path, width: float = WIDTH, **changes: Any) -> Task:
     """Return a task that has what a subject of the study has, on a few random images.
 
     It is made for the check of an approach: the model's structure, class risks and history are
@@ -46,6 +46,8 @@ def study_task(name: str, folder: Path, **changes: Any) -> Task:
         One of `STUDY_SUBJECTS`.
     folder : Path
         Gets the models of two training epochs, where the subject is trained.
+    width : float
+        As in `study_model`.
     """
     subject = named(name)
     rng = np.random.default_rng(0)
@@ -56,9 +58,9 @@ def study_task(name: str, folder: Path, **changes: Any) -> Task:
         splits[split] = Split(x, labels, ids=np.arange(IMAGES) + IMAGES * number)
     history = [] if subject.recipe is None else [folder / f"epoch-{n:02d}.onnx" for n in (1, 2)]
     for number, path in enumerate(history):
-        study_model(name, seed=number).save(path)
+        study_model(name, width, seed=number).save(path)
     fields = {
-        "model": study_model(name),
+        "model": study_model(name, width),
         "history": history,
         "risks": subject.class_risks,
         **splits,
