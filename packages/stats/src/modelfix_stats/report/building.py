@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import cache
 from importlib.resources import files
 from typing import Any
 from urllib.parse import quote
@@ -16,7 +17,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from modelfix_stats.comparison import compare
-from modelfix_stats.findings import findings
+from modelfix_stats.findings import Finding, findings
 from modelfix_stats.metrics import Metric
 from modelfix_stats.report import summaries
 from modelfix_stats.report.content import CellPage, Content
@@ -271,5 +272,10 @@ def _findings(frame: pd.DataFrame) -> list[dict[str, Any]]:
                 for claim, printed in zip(ours.claims, theirs.claims, strict=True)
             ],
         }
-        for ours, theirs in zip(findings(frame), findings(published()), strict=True)
+        for ours, theirs in zip(findings(frame), _printed_findings(), strict=True)
     ]
+
+
+@cache
+def _printed_findings() -> tuple[Finding, ...]:
+    return findings(published())
