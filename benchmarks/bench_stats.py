@@ -2,8 +2,8 @@
 """Statistics of 50 entrants: letters, and the comparison of all pairs.
 
 Letters: the baseline is scikit-posthocs' compact letter display; ours without the sweep must give
-the same letters. Pairs: the baseline tests one pair after the other; ours (tests, correction, effect
-sizes, ranking and letters) must give the same p values.
+the same letters. Pairs: the baseline tests one pair after the other; ours (tests, correction,
+effect sizes, ranking and letters) must give the same p values.
 """
 
 import argparse
