@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from modelfix_core.approach import Outcome
 from modelfix_core.errors import ModelfixError
 from modelfix_core.job import JOB_FILE, Job
 from modelfix_core.model import Model
@@ -24,7 +25,7 @@ from modelfix.recommending import advise
 from modelfix.runtimes import Runtimes
 
 AUTO = "auto"
-SHARE = 1 / 3  # of the time limit: the most that a single approach may use
+SHARES = 2  # even shares of the time left that an approach may use
 NFR = 0.01  # the most that counts as kept predictions, unless a limit is given
 
 
@@ -121,13 +122,17 @@ def limits_for(keep: Sequence[Keep], given: Limits, subject: Subject) -> Limits:
     )
 
 
-def order(home: cells.Home, subject: Subject, keep: Sequence[Keep]) -> tuple[list[str], list[str]]:
+def order(
+    home: cells.Home, subject: Subject, keep: Sequence[Keep], hurry: bool = False
+) -> tuple[list[str], list[str]]:
     """Return the approaches to try, the most promising first, and why others are left out.
 
-    The subject's own records were evaluated on its test split and are not looked at.
+    The subject's own records were evaluated on its test split and are not looked at. In a `hurry`
+    quick approaches come earlier.
     """
     others = [run for run in (home.root / "runs").glob("*") if run.name != subject.card.name]
-    advice = advise(others, subject=subject, priorities=["repair", *keep])
+    priorities = ["repair", *keep, *(["time"] if hurry else [])]
+    advice = advise(others, subject=subject, priorities=priorities)
     left_out = [f"{one.approach}: {one.reason}" for one in advice.left_out]
     return list(advice.approaches), left_out
 
@@ -157,7 +162,7 @@ def search(
     job : callable
         Makes the job of an approach with its time limit in seconds.
     seconds : float, optional
-        For all trials together; one may use a third of it.
+        For all trials together; one may use two even shares of what is left.
     report : callable
         Gets a line of progress.
     """
@@ -174,7 +179,7 @@ def search(
             ]
             break
         report(f"{number} of {len(approaches)}: {approach}")
-        share = None if seconds is None or left is None else min(left, seconds * SHARE)
+        share = None if left is None else min(left, SHARES * left / (len(approaches) - number + 1))
         trial = _try(home, runtimes, job(approach, share), subject)
         trials.append(_judged(trial, subject, inputs, before, limits))
     return Search(trials)
@@ -206,7 +211,11 @@ def known(job: Job, subject: Subject) -> cells.Cell | None:
     same = made_by.model_dump(exclude=aside) == job.model_dump(exclude=aside)
     same &= record.hashes.get("data") == subject.card.data_hash
     same &= all(part.endswith(f" {__version__}") for part in record.entrant.version.split(", "))
-    cut_short = record.reason is not None and made_by.seconds is not None
+    cut_short = (
+        record.reason is not None
+        and record.outcome is not Outcome.UNADAPTABLE
+        and made_by.seconds is not None
+    )
     enough = not cut_short or (job.seconds is not None and made_by.seconds >= job.seconds)
     return cells.Cell(job.record, record, True) if same and enough else None
 
@@ -217,7 +226,7 @@ def _judged(trial: Trial, subject: Subject, inputs: Inputs, before: Any, limits:
         return trial
     fixed = trial.folder / "fixed.onnx"
     if not fixed.exists():
-        return replace(trial, rejected=f"{trial.record.outcome}: {trial.record.reason}")
+        return replace(trial, rejected=trial.record.reason)
     answers = Answers(inputs, before, Model.load(fixed).predict(inputs.split))
     verdict = judge(answers, limits)
     reasons = verdict.reasons

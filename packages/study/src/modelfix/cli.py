@@ -11,6 +11,7 @@ import typer
 from modelfix import __version__, own
 from modelfix.fix_cli import evaluate, fix
 from modelfix.gate_cli import compare
+from modelfix.new_approach import new
 from modelfix.post_cli import card, post_process
 from modelfix.recommend_cli import recommend
 from modelfix.study_cli import study
@@ -38,6 +39,7 @@ app.command()(card)
 app.command()(recommend)
 app.command()(compare)
 app.command()(fix)
+app.command()(new)
 app.command()(evaluate)
 
 

@@ -200,7 +200,7 @@ def _auto(
 
     subject = Subject.load(place.subject(name))
     limits = auto.limits_for(kept, limits, subject)
-    names, left_out = auto.order(place, subject, kept)
+    names, left_out = auto.order(place, subject, kept, hurry=seconds is not None)
 
     def report(line: str) -> None:
         print(f"modelfix: {line}", file=sys.stderr, flush=True)

@@ -256,7 +256,7 @@ def search(found: "Search", left_out: Sequence[str], subject: str) -> None:
     if left_out:
         console.print("\nnot tried:")
     for line in left_out:
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
     print()
     if found.best is None:
         console.print(f"[red]No approach gave a model of {subject} that passes.[/]")
