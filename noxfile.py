@@ -7,6 +7,7 @@ locks and reused between runs; nox is the front door.
 import re
 import shutil
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "packages" / "study" / "src"))
 
 from modelfix.environments import EnvironmentFailed, clean_environ, ensure, find_uv  # noqa: E402
-from modelfix.workspace import Environment, Workspace  # noqa: E402
+from modelfix.workspace import Environment, Member, Workspace, bounds  # noqa: E402
 
 WORKSPACE = Workspace(ROOT)
 REPORTS = ROOT / ".modelfix" / "reports"
@@ -24,6 +25,12 @@ NO_TESTS = 5  # pytest's exit code when nothing was collected
 HOME = "modelfix"  # the environment of the command, and of everything that looks at the whole
 # Environments beside the members': a dependency group of the root, and whose needs it shares.
 TOOLS: dict[str, list[str]] = {"dev": [], "docs": ["packages/study/pyproject.toml"]}
+# What is tried of the built wheels: extras, and an approach of each framework with quick options.
+EXTRAS = ("model,layer,neuron-torch", "neuron-tensorflow", "new")
+INSTALLED = {
+    "i-repair": ["--set", "iterations=50", "--set", "gamma=[2]"],
+    "arachne": ["--set", "population=20", "--set", "generations=10"],
+}
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["tests"]
@@ -175,6 +182,16 @@ for _environment in WORKSPACE.environments.values():
     _register_tests(_environment)
 
 
+@nox.session(name="report-browser")
+def report_browser(session: nox.Session) -> None:
+    """Click through the HTML report in headless Chromium and compare its statistics."""
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        session.skip("no chromium on PATH; install it (Debian: `apt-get install chromium`)")
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    name = f"{HOME}-browser"
+    pytest(session, name, *WORKSPACE.environments[name].tests, "-m", "slow", *session.posargs)
+
+
 # -- development -----------------------------------------------------------------------------------
 
 
@@ -262,11 +279,54 @@ def docs_examples(session: nox.Session) -> None:
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Build every member into dist/."""
-    shutil.rmtree(ROOT / "dist", ignore_errors=True)
-    session.run(find_uv(), "build", "--quiet", "--all-packages", "--out-dir", str(ROOT / "dist"))
-    for wheel in sorted((ROOT / "dist").glob("*.whl")):
-        print(wheel.name)
+    """Build every member into dist/, install the wheels outside the checkout and fix models there.
+
+    Our own members come from dist/ alone, everything else from the package index.
+    """
+    dist = ROOT / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run(find_uv(), "build", "--quiet", "--all-packages", "--out-dir", str(dist))
+    cache = session.run(find_uv(), "cache", "dir", silent=True).strip()
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        pins = [f"{m.distribution} @ {_wheel(dist, m).as_uri()}" for m in WORKSPACE.members]
+        (place / "pins.txt").write_text("\n".join(pins))
+        environ = clean_environ() | {
+            "UV_CONSTRAINT": str(place / "pins.txt"),
+            "UV_CACHE_DIR": cache,
+            "XDG_CACHE_HOME": str(place / "cache"),  # where the command makes its environments
+        }
+        installed = place / "installed"
+        with session.chdir(place):
+            new = ["venv", "--quiet", "--no-project", "--python", sys.executable, str(installed)]
+            session.run(find_uv(), *new, env=environ)
+            python = str(installed / "bin" / "python")
+            install = [find_uv(), "pip", "install", "--quiet", "--python", python]
+            for extra in EXTRAS:
+                session.run(*install, "--dry-run", f"modelfix[{extra}]", env=environ)
+            session.run(*install, "modelfix", env=environ)
+            for approach, options in INSTALLED.items():
+                command = ["fix", "--approach", approach, "--no-attack", *options]
+                session.run(str(installed / "bin" / "modelfix"), *command, env=environ)
+
+
+def _wheel(dist: Path, member: Member) -> Path:
+    (wheel,) = dist.glob(f"{member.distribution.replace('-', '_')}-*.whl")
+    return wheel
+
+
+@nox.session
+def version(session: nox.Session) -> None:
+    """Give all members a version and the bounds that belong to it: `nox -s version -- 0.2.0`."""
+    (new,) = session.posargs or session.error("give the version: nox -s version -- 0.2.0")
+    for member in WORKSPACE.members:
+        path = member.folder / "pyproject.toml"
+        text = re.sub(r'^version = ".*"$', f'version = "{new}"', path.read_text(), flags=re.M)
+        text = re.sub(r"(modelfix[\w\[\]-]*)>=[\d.]+,<[\d.]+", rf"\g<1>{bounds(new)}", text)
+        path.write_text(text)
+    stated = WORKSPACE.root / "packages" / "study" / "src" / "modelfix" / "__init__.py"
+    stated.write_text(re.sub(r'(__version__ = )".*"', rf'\g<1>"{new}"', stated.read_text()))
+    print("next: a section in CHANGELOG.md, nox -s lock, nox -s tests wheels")
 
 
 @nox.session

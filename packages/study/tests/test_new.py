@@ -5,11 +5,13 @@ import shutil
 import tomllib
 
 import pytest
+from modelfix import __version__
 from modelfix.new_approach import EXTRA_OF, Bridge, Level, Plan, _plan, listed, render, settle
-from modelfix.workspace import Workspace
+from modelfix.workspace import Workspace, bounds
 from modelfix_core import ModelfixError
 
 CHECKOUT = Workspace.find()
+BOUNDS = bounds(__version__)
 
 
 def plan(category=Level.NEURON, framework=Bridge.TORCH):
@@ -34,7 +36,7 @@ def test_the_template_is_complete(tmp_path, category, framework):
     assert project["entry-points"]["modelfix.approaches"] == {
         "my-approach": "modelfix_my_approach:MyApproach"
     }
-    assert f"modelfix-core[{framework}]>=0.1,<0.2" in project["dependencies"]
+    assert f"modelfix-core[{framework}]{BOUNDS}" in project["dependencies"]
     other = {"torch": "keras", "tensorflow": "torch"}[framework]
     assert f"modelfix_core.{other} " not in texts["src/modelfix_my_approach/repair.py"]
     assert f"Category.{category.upper()}" in texts["src/modelfix_my_approach/approach.py"]
@@ -96,7 +98,7 @@ def test_its_place_in_a_checkout(root):
 
     extras = tomllib.loads((root / "packages" / "study" / "pyproject.toml").read_text())
     naming = extras["project"]["optional-dependencies"]
-    inside = {name for name, lines in naming.items() if "modelfix-my-approach>=0.1,<0.2" in lines}
+    inside = {name for name, lines in naming.items() if f"modelfix-my-approach{BOUNDS}" in lines}
     assert inside == {"neuron-torch"}
     row = "| [My Approach](packages/approaches-neuron/my-approach) | MAP | neuron | PyTorch |"
     assert row in (root / "README.md").read_text()

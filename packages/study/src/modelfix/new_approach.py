@@ -12,12 +12,13 @@ from typing import Annotated
 
 import typer
 
-from modelfix.workspace import APPROACHES, Workspace
+from modelfix import __version__
+from modelfix.workspace import APPROACHES, Workspace, bounds
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 LISTED = re.compile(r'^    "(modelfix_\w+)",$')
 SOURCE = re.compile(r"^(modelfix-[\w-]+) = \{ workspace = true \}$")
-EXTRA_OF = re.compile(r'^    "(modelfix-[\w-]+)>=0\.1,<0\.2",$')
+EXTRA_OF = re.compile(r'^    "(modelfix-[\w-]+)>=[\d.]+,<[\d.]+",$')
 WORKSPACE = "{ workspace = true }"
 EXTRA = "pip install 'modelfix[new]'"
 
@@ -65,6 +66,8 @@ class Plan:
             "title": self.title,
             "abbreviation": self.abbreviation,
             "class_name": class_name,
+            "version": __version__,
+            "bounds": bounds(__version__),
         }
 
 
@@ -188,7 +191,7 @@ def settle(plan: Plan, folder: Path, root: Path) -> list[Path]:
     edits: list[tuple[Path, Callable[[str], str]]] = [
         (contracts, lambda text: listed(text, LISTED, modules, f'    "{plan.module}",')),
         (contracts, lambda text: listed(text, SOURCE, distributions, f"{name} = {WORKSPACE}")),
-        (extras, lambda text: listed(text, EXTRA_OF, alike, f'    "{name}>=0.1,<0.2",')),
+        (extras, lambda text: listed(text, EXTRA_OF, alike, f'    "{name}{bounds(__version__)}",')),
         (readme, lambda text: with_row(text, plan, folder.relative_to(root).as_posix())),
     ]
     for path, edit in edits:

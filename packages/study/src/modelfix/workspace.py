@@ -14,6 +14,12 @@ COMMAND = "modelfix"
 DEFAULT_EXTRAS = ("test",)
 
 
+def bounds(version: str) -> str:
+    """Return what members demand of each other in a version: ``>=0.1,<0.2`` in 0.1.0."""
+    major, minor = version.split(".")[:2]
+    return f">={major}.{minor},<{major}.{int(minor) + 1}"
+
+
 @dataclass(frozen=True)
 class Environment:
     """An isolated environment: one lock and the members in it.
