@@ -10,6 +10,7 @@ import scikit_posthocs
 from modelfix_stats import (
     StatsError,
     compare,
+    counted,
     describe,
     detectable,
     effectiveness,
@@ -31,6 +32,17 @@ def test_wilson():
     low, high = wilson(76, 105)
     np.testing.assert_allclose([low, high], [0.632, 0.800], atol=1e-3)
     assert wilson([0, 5], [5, 5])[0].shape == (2,)
+
+
+def test_every_counted_repetition_has_its_own_interval(results):
+    data = results({"a": {"s": [0.78, 0.0]}}, numerator=78, denominator=100)
+    data.loc[1, "numerator"] = 0
+    data = pd.concat([data, results({"a": {"s": [5.0]}}, "seconds")])
+    found = counted(data)
+    assert list(found["metric"]) == ["repair_rate", "repair_rate"]
+    low, high = wilson(np.array([78, 0]), np.array([100, 100]))
+    np.testing.assert_allclose(found[["low", "high"]], np.stack([low, high], axis=1))
+    assert counted(data.iloc[2:]).empty
 
 
 def test_describe(results):

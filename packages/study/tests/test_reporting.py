@@ -64,6 +64,44 @@ def test_every_table_in_every_format(make_record, tmp_path, monkeypatch, capsys,
         assert out.count(r"\toprule") == 4
 
 
+@pytest.mark.parametrize("format_", ["terminal", "markdown", "latex", "csv"])
+def test_the_findings_in_every_format(make_record, tmp_path, monkeypatch, capsys, format_):
+    rename(make_record(1), "mnist-lenet5")
+    make_record(1, entrant="other", unadaptable=True)
+    where = [tmp_path / "home" / "runs", "--table", "findings", "-f", format_]
+    assert run(monkeypatch, *where) == 0
+    plain = " ".join(capsys.readouterr().out.split())
+    assert "not enough records" in plain
+    assert "does not hold" not in plain
+    assert run(monkeypatch, *where, "--against", "icse26") == 0
+    beside = " ".join(capsys.readouterr().out.split())
+    assert "does not hold" in beside  # the study's own tables, on robustness
+    assert "study's tables" in beside
+
+
+def test_records_of_several_definitions_silence_their_findings(make_record, tmp_path):
+    folders = [make_record(1), make_record(1, entrant="arachne-study", size=0.2)]
+    found, _ = records.find(folders)
+    frame = records.frame(found)
+    other = frame["entrant"] == "arachne-study"
+    frame.loc[other, "definition"] = frame.loc[other, "definition"] + "-other"
+    with pytest.raises(ModelfixError, match="cannot stand in one table"):
+        reporting.make(frame, [reporting.Layout.EFFECTIVENESS])
+    (table,) = reporting.make(frame, [reporting.Layout.FINDINGS])
+    assert set(table.to_frame()["verdict"]) == {"not enough records"}
+
+
+def test_planted_subjects_are_no_column_unless_named(make_record, tmp_path, monkeypatch, capsys):
+    make_record(1)
+    planted = "tiny-lenet5-planted-fc3-1-0"
+    rename(make_record(2), planted)
+    runs = tmp_path / "home" / "runs"
+    assert run(monkeypatch, runs, "--table", "times") == 0
+    assert "planted" not in capsys.readouterr().out
+    assert run(monkeypatch, runs, "--table", "times", "-s", planted) == 0
+    assert "planted" in capsys.readouterr().out
+
+
 def test_selection_and_damage(make_record, tmp_path, monkeypatch, capsys):
     make_record(1)
     damaged = make_record(2) / "record.json"

@@ -47,7 +47,7 @@ from modelfix_stats.tables import (
     ranking_table,
     times,
 )
-from modelfix_stats.values import category_means, describe, success_rates, wilson
+from modelfix_stats.values import category_means, counted, describe, success_rates, wilson
 
 __all__ = [
     "METRICS",
@@ -78,6 +78,7 @@ __all__ = [
     "compact_letters",
     "compare",
     "compare_all",
+    "counted",
     "describe",
     "detectable",
     "difference",

@@ -27,6 +27,29 @@ def wilson(count: np.ndarray | int, total: np.ndarray | int) -> tuple[np.ndarray
     return np.asarray(low), np.asarray(high)
 
 
+def counted(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return every counted value with the 95 % Wilson interval of its own count.
+
+    It says how sure a single repetition is of its share of the test inputs, however few the
+    repetitions; `describe` says how much repetitions vary.
+
+    Parameters
+    ----------
+    frame : DataFrame
+        As `check` describes; rows without numerator and denominator are left out.
+
+    Returns
+    -------
+    DataFrame
+        subject, entrant, repetition, metric, value, numerator, denominator, low, high.
+    """
+    frame = check(frame)
+    rows = frame[frame["value"].notna() & frame["numerator"].notna() & (frame["denominator"] > 0)]
+    columns = ["subject", "entrant", "repetition", "metric", "value", "numerator", "denominator"]
+    low, high = wilson(rows["numerator"].to_numpy(float), rows["denominator"].to_numpy(float))
+    return rows[columns].assign(low=low, high=high).reset_index(drop=True)
+
+
 def describe(data: Data, *, ddof: int = 1) -> pd.DataFrame:
     """Return mean, spread and interval of every cell and metric that the statistics know.
 
