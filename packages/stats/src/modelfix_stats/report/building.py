@@ -155,7 +155,12 @@ def _data(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _metric(metric: Metric) -> dict[str, Any]:
-    return {**asdict(metric), "sign": metric.sign, "shown": metric.shown, "attacked": metric.attacked}
+    return {
+        **asdict(metric),
+        "sign": metric.sign,
+        "shown": metric.shown,
+        "attacked": metric.attacked,
+    }
 
 
 def _number(value: float | None) -> float | None:

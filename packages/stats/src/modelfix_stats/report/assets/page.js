@@ -13,10 +13,10 @@ const Page = (() => {
   const metricOf = (id) => data.metrics.find((metric) => metric.id === id);
 
   function selection() {
-    return {
+    return Statistics.attempted(data, {
       subjects: everything.subjects.filter((s) => state.subjects.has(s)),
       entrants: everything.entrants.filter((e) => state.entrants.has(e)),
-    };
+    });
   }
 
   // -- filters ------------------------------------------------------------------------------------
@@ -94,8 +94,8 @@ const Page = (() => {
     const chosen = selection();
     const empty = !chosen.subjects.length || !chosen.entrants.length || !data.first;
     byId("selected").textContent =
-      `${chosen.entrants.length} of ${data.entrants.length} entrants, ` +
-      `${chosen.subjects.length} of ${data.subjects.length} subjects`;
+      `${state.entrants.size} of ${data.entrants.length} entrants, ` +
+      `${state.subjects.size} of ${data.subjects.length} subjects`;
     byId("empty").hidden = !empty;
     document.body.classList.toggle("nothing", empty);
     hideUnselected(chosen);

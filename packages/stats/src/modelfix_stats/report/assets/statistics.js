@@ -427,6 +427,15 @@ const Statistics = (() => {
     return [take(cells, keys.map(({ i }) => i)), dropped];
   }
 
+  /** The selection without the entrants and subjects that none of the other was run with. */
+  function attempted(data, { entrants, subjects }) {
+    const run = data.attempts.filter(([e, s]) => entrants.includes(e) && subjects.includes(s));
+    return {
+      subjects: subjects.filter((s) => run.some((row) => row[1] === s)),
+      entrants: entrants.filter((e) => run.some((row) => row[0] === e)),
+    };
+  }
+
   /** How many cells of each selected entrant were attempted, and how many are FIXED. */
   function attempts(data, selection, entrant) {
     const tried = data.attempts.filter(
@@ -579,6 +588,6 @@ const Statistics = (() => {
 
   return {
     ALPHA, twoSided, intervalFactor, wilson, makeCells, benjaminiHochberg, compactLetters,
-    groupLetters, letterText, compare, effects, paretoFront, present,
+    groupLetters, letterText, attempted, compare, effects, paretoFront, present,
   };
 })();

@@ -144,7 +144,7 @@ const Tables = (() => {
 
   /** Mean and standard deviation (ddof 1) of every cell, entrant by subject. */
   function values(data, metric, selection) {
-    const subjects = selection.subjects.filter((s) => data.attempts.some((row) => row[1] === s));
+    const { subjects } = selection;
     const rows = selection.entrants.map((e) => [
       nameOf(data, e),
       ...subjects.map((s) => valueText(data, metric, e, s)),
