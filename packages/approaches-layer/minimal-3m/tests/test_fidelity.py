@@ -1,5 +1,6 @@
 """The checks of fidelity to the papers' algorithms."""
 
+import highspy
 import numpy as np
 import pytest
 from modelfix_core.approach import Candidate, Outcome
@@ -47,6 +48,50 @@ def test_one_point_l1_reduced_is_the_full_program(last_layer, solver, seed):
     change, cost = Program(layer.points, "l1", LIMIT, solver).minimise(1)
     assert layer.solve(1).cost == pytest.approx(cost, abs=1e-9)
     assert np.abs(change).sum() == pytest.approx(cost, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("parts", [1, 3])
+def test_program_is_the_one_written_down_entry_by_entry(last_layer, solver, norm, parts):
+    points = last_layer(7, 5, 6, norm).points
+    wanted = np.arange(5) != points.y[:, None]
+    program = Program(points, norm, LIMIT, solver)
+    for part in range(parts):
+        program.require(wanted & (np.arange(6) % parts == part)[:, None])
+    lp = program.highs.getLp()
+    start, index = np.array(lp.a_matrix_.start_), np.array(lp.a_matrix_.index_)
+    major = np.repeat(np.arange(len(start) - 1), np.diff(start))
+    by_row = lp.a_matrix_.format_ != highspy.MatrixFormat.kColwise
+    row, column = (major, index) if by_row else (index, major)
+    matrix = np.zeros((lp.num_row_, lp.num_col_))
+    matrix[row, column] = lp.a_matrix_.value_
+    assert np.count_nonzero(matrix) == len(row)
+
+    def weight(c: int, d: int) -> np.ndarray:
+        """Change of a weight as a combination of columns; the bound t stays out."""
+        combination = np.zeros(lp.num_col_)
+        combination[program.first[c] + d] = 1
+        if norm == "l1":
+            combination[program.first[c] + 7 + d] = -1
+        return combination
+
+    expected = []
+    for i, j in zip(*np.nonzero(wanted), strict=True):
+        y = points.y[i]
+        terms = [points.h[i, d] * (weight(y, d) - weight(j, d)) for d in range(7)]
+        expected.append((points.z[i, j] - points.z[i, y] + MARGIN, *np.sum(terms, axis=0)))
+    of_points = np.array(lp.row_lower_) > -np.inf
+    found = np.column_stack([np.array(lp.row_lower_), matrix])[of_points]
+    np.testing.assert_allclose(sorted(map(tuple, found)), sorted(expected), atol=1e-12)
+    if norm == "l1":
+        assert of_points.all()
+        np.testing.assert_array_equal(lp.col_cost_, np.ones(2 * 35))
+        np.testing.assert_array_equal(lp.col_upper_, np.full(2 * 35, LIMIT))
+    else:
+        below = [weight(c, d) - 2 * np.eye(lp.num_col_)[0] for c in range(5) for d in range(7)]
+        rest = matrix[~of_points]
+        np.testing.assert_allclose(sorted(map(tuple, rest)), sorted(map(tuple, below)))
+        np.testing.assert_array_equal(lp.col_cost_, np.eye(36)[0])
 
 
 # 2 ------------------------------------------------------------------------------------------------

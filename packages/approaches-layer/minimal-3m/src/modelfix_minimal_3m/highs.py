@@ -1,8 +1,8 @@
 """The solver HiGHS with limits: it reports progress while it works and stops when told to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import highspy
 import numpy as np
@@ -139,11 +139,61 @@ def add_rows(
     highs.addRows(rows, lower, upper, values.size, begin, columns.ravel(), values.ravel())
 
 
+class Entries(NamedTuple):
+    """Entries of some columns, column after column.
+
+    Attributes
+    ----------
+    counts : ndarray of int, [columns]
+    rows : ndarray of int32, [entries]
+    values : ndarray of float64, [entries]
+    """
+
+    counts: np.ndarray
+    rows: np.ndarray
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, features: np.ndarray, rows: np.ndarray, signs: np.ndarray) -> "Entries":
+        """Return those of one column for each feature, which stands with signs in some rows.
+
+        Parameters
+        ----------
+        features : ndarray of float64, [columns, all rows]
+            Zeros are left out.
+        rows : ndarray of int, [S]
+        signs : ndarray of float64, [S]
+        """
+        values = features.take(rows, axis=1) * signs
+        there = values != 0
+        # Positions are found once; a mask would be gone through for rows and for values.
+        kept = np.flatnonzero(there)
+        index = np.tile(rows.astype(np.int32), len(values))
+        return cls(np.count_nonzero(there, axis=1), index.take(kept), values.ravel().take(kept))
+
+    def negative(self) -> "Entries":
+        """Return the entries with the other sign."""
+        return Entries(self.counts, self.rows, -self.values)
+
+
 def add_columns(
-    highs: highspy.Highs, cost: np.ndarray, lower: np.ndarray, upper: np.ndarray
+    highs: highspy.Highs,
+    cost: np.ndarray,
+    lower: np.ndarray,
+    upper: np.ndarray,
+    entries: Sequence[Entries] | None = None,
 ) -> int:
-    """Add columns that no row has yet, and return the position of the first."""
+    """Add columns, without entries unless they are given, and return the position of the first."""
     first = highs.getNumCol()
-    none, starts = np.zeros(0), np.zeros(len(cost), dtype=np.int32)
-    highs.addCols(len(cost), cost, lower, upper, 0, starts, none.astype(np.int32), none)
+    if not entries:
+        entries = [Entries(np.zeros(len(cost), int), np.zeros(0, np.int32), np.zeros(0))]
+    counts, rows, values = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+    begin = (np.cumsum(counts) - counts).astype(np.int32)
+    highs.addCols(len(cost), cost, lower, upper, len(values), begin, rows, values)
     return first
+
+
+def add_empty_rows(highs: highspy.Highs, lower: np.ndarray, upper: np.ndarray) -> None:
+    """Add rows in which no column stands yet."""
+    begin = np.zeros(len(lower), dtype=np.int32)
+    highs.addRows(len(lower), lower, upper, 0, begin, begin[:0], np.zeros(0))

@@ -1,5 +1,6 @@
 """The smallest change of the last layer: a linear program with rows made on demand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import highspy
@@ -7,7 +8,14 @@ import numpy as np
 
 from modelfix_minimal_3m.chain import Dense
 from modelfix_minimal_3m.change import Change, reduce
-from modelfix_minimal_3m.highs import TOLERANCE, Solver, add_columns, add_rows
+from modelfix_minimal_3m.highs import (
+    TOLERANCE,
+    Entries,
+    Solver,
+    add_columns,
+    add_empty_rows,
+    add_rows,
+)
 
 # Room above the optimum of the largest entry when the sum is made least; far below float32.
 SLACK = 1e-9
@@ -173,12 +181,18 @@ class Program:
         if not len(point):
             return
         self.required |= pairs
-        label = self.points.y[point]
-        self._add_classes(np.union1d(label, rival))
-        blocks = self._blocks(self.first[label], self.first[rival])
+        label, h = self.points.y[point], self.points.h[point]
         lower = self.needed[point, rival]
         infinite = np.full(len(point), highspy.kHighsInf)
-        add_rows(self.highs, lower, infinite, self.points.h[point], *blocks)
+        if (self.first < 0).all():
+            # HiGHS takes columns several times as fast as rows.
+            add_empty_rows(self.highs, lower, infinite)
+            self._add_classes(np.union1d(label, rival), by_class(h, label, rival))
+            return
+        classes = np.union1d(label, rival)
+        self._add_classes(classes[self.first[classes] < 0])
+        blocks = self._blocks(self.first[label], self.first[rival])
+        add_rows(self.highs, lower, infinite, h, *blocks)
 
     def allow(self, limit: float) -> None:
         """Set the largest allowed absolute change of a weight (``l1`` only)."""
@@ -187,24 +201,21 @@ class Program:
         index = np.arange(count, dtype=np.int32)
         self.highs.changeColsBounds(count, index, np.zeros(count), np.full(count, limit))
 
-    def _add_classes(self, classes: np.ndarray) -> None:
-        """Add the columns of the classes that have none yet."""
-        width = self.points.h.shape[1]
-        new = classes[self.first[classes] < 0]
-        size = len(new) * width
+    def _add_classes(self, new: np.ndarray, entries: Sequence[Entries] | None = None) -> None:
+        """Add the columns of classes, with their entries in the rows that are there."""
+        size = len(new) * self.points.h.shape[1]
         if not size:
             return
-        if self.norm == "l1":
-            start = add_columns(
-                self.highs, np.ones(2 * size), np.zeros(2 * size), np.full(2 * size, self.limit)
-            )
-            self.first[new] = start + 2 * width * np.arange(len(new))
-            return
-        start = add_columns(
-            self.highs, np.zeros(size), np.zeros(size), np.full(size, 2 * self.limit)
-        )
-        self.first[new] = start + width * np.arange(len(new))
-        below_twice_the_bound(self.highs, np.arange(start, start + size))
+        pair = self.norm == "l1"
+        columns = 2 * size if pair else size
+        cost, upper = (1.0, self.limit) if pair else (0.0, 2 * self.limit)
+        if entries and pair:
+            entries = [part for given in entries for part in (given, given.negative())]
+        bounds = np.full(columns, cost), np.zeros(columns), np.full(columns, upper)
+        start = add_columns(self.highs, *bounds, entries)
+        self.first[new] = start + columns // len(new) * np.arange(len(new))
+        if not pair:
+            below_twice_the_bound(self.highs, np.arange(start, start + size))
 
     def _blocks(self, label: np.ndarray, rival: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return blocks [pairs, blocks] and signs that mean ``change_label - change_rival``."""
@@ -226,6 +237,25 @@ class Program:
         else:
             change[present] = columns[index] - columns[0]
         return change
+
+
+def by_class(h: np.ndarray, label: np.ndarray, rival: np.ndarray) -> list[Entries]:
+    """Return the entries of ``(change_label - change_rival) @ h`` by class, in ascending order.
+
+    Parameters
+    ----------
+    h : ndarray of float64, [rows, D]
+    label, rival : ndarray of int, [rows]
+    """
+    rows = len(h)
+    side = np.concatenate([label, rival])
+    order = np.argsort(side, kind="stable")
+    ends = np.flatnonzero(np.diff(side[order])) + 1
+    features = np.ascontiguousarray(h.T)
+    return [
+        Entries.of(features, members % rows, np.where(members < rows, 1.0, -1.0))
+        for members in np.split(order, ends)
+    ]
 
 
 def below_twice_the_bound(highs: highspy.Highs, columns: np.ndarray) -> None:
