@@ -77,9 +77,8 @@ def cell(folder: Path, entrant: Entrant, subject: Subject, original: StandIn, r:
     rng = np.random.default_rng(seed)
     test = subject.dataset(("test",))["test"]
     said = original.logits.argmax(axis=1)
-    mended = np.where(
-        (said != test.y) & (rng.random(len(test)) < rng.uniform(0, 0.5)), test.y, said
-    )
+    repaired = (said != test.y) & (rng.random(len(test)) < rng.uniform(0, 0.5))
+    mended = np.where(repaired, test.y, said)
     said = np.where(rng.random(len(test)) < 0.02, flipped(test.y, 1, rng), mended)
     fixed = StandIn(f"{entrant.approach}-{r}", said, rng)
     found = evaluate(

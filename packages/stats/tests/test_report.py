@@ -93,7 +93,7 @@ def frame(random_results):
 
 
 def page(**changes):
-    known = dict(subject="s0", entrant="e0", repetition=0)
+    known = {"subject": "s0", "entrant": "e0", "repetition": 0}
     return CellPage(**{**known, **changes})
 
 
@@ -306,7 +306,7 @@ def test_an_entrant_without_finished_cell_stays_in_sight(frame):
 
 def test_no_finished_cell_at_all(frame):
     document = read(Content(frame.assign(outcome="UNADAPTABLE", reason="no layer")))
-    assert not [f for f in document.all("figure")]
+    assert not list(document.all("figure"))
     assert len(list(by_id(document, "outcomes").all("tr"))) == 5
     assert embedded_data(document)["first"] is None
 

@@ -372,8 +372,8 @@ def _subjects(found: Sequence[Found], sources: _Sources) -> Table:
             card.model_hash,
             card.data_hash,
         )
-    columns = ("subject", "data", "model", "classes", "splits", "licence", "origin", "seed")
-    columns = (*columns, "SHA-256, model", "SHA-256, data")
+    columns = ["subject", "data", "model", "classes", "splits", "licence", "origin", "seed"]
+    columns += ["SHA-256, model", "SHA-256, data"]
     return _table("Subjects", columns, rows.values())
 
 
@@ -403,8 +403,8 @@ def _records(found: Sequence[Found]) -> Table:
         )
         for item in found
     ]
-    columns = ("subject", "entrant", "repetition", "outcome", "reason", "seed", "machine")
-    columns = (*columns, "SHA-256, fixed model", "SHA-256, cell")
+    columns = ["subject", "entrant", "repetition", "outcome", "reason", "seed", "machine"]
+    columns += ["SHA-256, fixed model", "SHA-256, cell"]
     return _table("Records", columns, rows)
 
 

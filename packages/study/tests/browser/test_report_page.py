@@ -30,6 +30,7 @@ PHONE = {
     "is_mobile": True,
     "has_touch": True,
 }
+PATIENCE = 300_000  # milliseconds, for loaded machines
 METRICS = {"accuracy": 0.8, "repair_rate": None, "asr": 0.7, "nfr": None, "seconds": None}
 
 
@@ -87,6 +88,7 @@ def visit(browser, tmp_path):
         path = tmp_path / "report.html"
         path.write_text(text)
         context = browser.new_context(offline=True, **{**DESKTOP, **options})
+        context.set_default_timeout(PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
@@ -376,7 +378,8 @@ CONTRAST = """() => {
         return [255, 255, 255];
     };
     const weak = [];
-    for (const node of document.querySelectorAll("p, a, td, th, span, summary, h1, h2, dd, label")) {
+    const read = "p, a, td, th, span, summary, h1, h2, dd, label";
+    for (const node of document.querySelectorAll(read)) {
         if (!node.offsetParent || !node.textContent.trim()) continue;
         const [a, b] = [channels(getComputedStyle(node).color), back(node)].map(light);
         const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);

@@ -1,4 +1,4 @@
-"""The page: a template filled with tables, and the data from which the reader's browser computes."""
+"""The page: a template filled with tables, and the data from which the browser computes."""
 
 import base64
 import hashlib
@@ -155,12 +155,8 @@ def _data(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _metric(metric: Metric) -> dict[str, Any]:
-    return {
-        **asdict(metric),
-        "sign": metric.sign,
-        "shown": metric.shown,
-        "attacked": metric.attacked,
-    }
+    derived = {"sign": metric.sign, "shown": metric.shown, "attacked": metric.attacked}
+    return {**asdict(metric), **derived}
 
 
 def _number(value: float | None) -> float | None:

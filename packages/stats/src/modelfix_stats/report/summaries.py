@@ -1,4 +1,4 @@
-"""The report's numbers and tables for everything it holds; the page recomputes them per selection."""
+"""The report's numbers and tables for everything it holds; the page computes those of parts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -217,6 +217,7 @@ def _value_text(part: pd.DataFrame, metric: Metric) -> str:
 
 
 def category(frame: pd.DataFrame, name: str) -> str:
+    """Return the category of an entrant."""
     return str(frame.loc[frame["entrant"] == name, "category"].iloc[0])
 
 
