@@ -31,6 +31,10 @@ def run(
         str | None, typer.Option(help="Of a Ray cluster; default: the one this machine is part of.")
     ] = None,
     partition: Annotated[str | None, typer.Option(help="Of Slurm.")] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="URL (fsspec) to copy by, where machines share no folder: s3://bucket."),
+    ] = None,
     retry: Annotated[
         list[str] | None,
         typer.Option(help="Run complete cells with this outcome again: failure; repeatable."),
@@ -49,7 +53,7 @@ def run(
     from modelfix.runtimes import Runtimes
 
     again = _outcomes(Outcome, retry or [])
-    plan = _plan(study, home)
+    plan = _plan(study, home, store)
     folder = str(plan.folder / "slurm")
     chosen = engines.make(
         engine, parallel=parallel, address=address, partition=partition, folder=folder
@@ -127,13 +131,13 @@ def status(
         _show(plan, read(plan))
 
 
-def _plan(study: Path, home: Path) -> "Plan":
+def _plan(study: Path, home: Path, store: str | None = None) -> "Plan":
     from modelfix.cells import Home
     from modelfix.grid.plan import Plan
     from modelfix.grid.study import load
 
     place = Home(home.absolute())
-    return Plan(load(study, place), place)
+    return Plan(load(study, place), place, store)
 
 
 def _show(plan: "Plan", standings: dict) -> None:
@@ -146,7 +150,8 @@ def _show(plan: "Plan", standings: dict) -> None:
     explained = (State.FAILURE, State.TROUBLE)
     for cell, one in standings.items():
         if one.state in explained:
-            console.print(f"{cell.name}: {one.state}: {one.reason}", markup=False, highlight=False)
+            why = f"{cell.name}: {one.state}: {one.reason}"
+            console.print(why, markup=False, highlight=False, soft_wrap=True)
 
 
 def _outcomes(kind: Any, names: list[str]) -> list:

@@ -3,14 +3,16 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from modelfix_core.approach import Outcome
 from modelfix_core.errors import ModelfixError
 from modelfix_core.record import FILE, Record
 
 from modelfix.catalogue import Catalogue
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 PLANTED = "-planted-"  # part of the name of a subject with a planted fault
 TIMED = "fixing"  # the part of a record's seconds that the study calls time cost
@@ -101,7 +103,7 @@ def _names(item: Found) -> set[str]:
     return {entrant.approach, entrant.abbreviation, item.entrant}
 
 
-def frame(found: Sequence[Found]) -> pd.DataFrame:
+def frame(found: Sequence[Found]) -> "pd.DataFrame":
     """Return one row per subject, entrant, repetition and metric, as `modelfix_stats` takes it.
 
     A record whose outcome is not FIXED has rows without values. FIXED records that were not
@@ -112,6 +114,8 @@ def frame(found: Sequence[Found]) -> pd.DataFrame:
     ModelfixError
         If two records are of the same entrant, subject and repetition.
     """
+    import pandas as pd  # here, because most who look for records need no frame of them
+
     infos = Catalogue().infos
     rows: list[dict[str, Any]] = []
     seen: dict[tuple, Path] = {}

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict
 from modelfix import cells
 from modelfix.environments import EnvironmentFailed
 from modelfix.grid.process import tie
+from modelfix.grid.store import Store
 from modelfix.grid.study import Evaluation
 from modelfix.runtimes import Runtimes
 
@@ -55,6 +56,8 @@ class CellWork(BaseModel):
         `digest` of the record that is to be made again.
     log : Path
         File for messages.
+    store : str or None
+        URL from which the subject comes and to which the record goes, where no folder is shared.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -64,6 +67,7 @@ class CellWork(BaseModel):
     cores: int
     replaces: str | None = None
     log: Path
+    store: str | None = None
 
 
 class CellResult(BaseModel):
@@ -104,25 +108,30 @@ def run(work: CellWork) -> CellResult:
     ModelfixError
         If there is no complete record for a reason that does not lie in the approach.
     """
-    record = work.job.record
+    record, home = work.job.record, cells.Home(work.job.record.parents[3])
     os.environ.update(dict.fromkeys(THREADS, str(work.cores)))
     with explain_write_errors(record):
         record.parent.mkdir(parents=True, exist_ok=True)
         lock = lock_of(record).acquire(timeout=PATIENCE)
     with lock, _messages(work.log) as messages:
+        store = None if work.store is None else Store(work.store, home)
+        if store is not None:
+            store.pull_subject(work.job.subject.name)
+            store.pull_record(record)
         if work.replaces is not None and digest(record) == work.replaces:
             with explain_write_errors(record):
                 shutil.rmtree(record)
         runtimes = Runtimes()
-        found = _fix(work.job, runtimes, messages)
+        found = _fix(home, work.job, runtimes, messages)
         if found.outcome in (Outcome.FIXED, Outcome.CORRUPTED):
             remove_leftovers(record)
             found = _evaluate(work, runtimes, messages)
+        if store is not None:
+            store.push_record(record)
         return CellResult(outcome=found.outcome, reason=found.reason)
 
 
-def _fix(job: Job, runtimes: Runtimes, messages: "_Messages") -> Record:
-    home = cells.Home(job.record.parents[3])
+def _fix(home: cells.Home, job: Job, runtimes: Runtimes, messages: "_Messages") -> Record:
     try:
         return _attempt(lambda: cells.fix(home, runtimes, job).record, messages)
     except cells.ProcessFailed as error:

@@ -97,9 +97,9 @@ def look(plan: Plan, slots: int) -> Found:
     return Found(
         rows=rows,
         subjects={name: _needed(plan, name) for name in plan.study.subjects},
-        slots=slots,
+        slots=plan.at_once(slots),
         work=sum(known),
-        duration=finish_time(known, slots),
+        duration=finish_time(known, plan.at_once(slots)),
         unknown=len(left) - len(known),
     )
 
@@ -137,6 +137,6 @@ def show(found: Found) -> None:
     console.print(
         f"{cells} cells, {complete} complete, {unfit} not applicable; about "
         f"{duration(found.work)} of work left{unknown}, {duration(found.duration)} on this machine "
-        f"with {found.slots} cells at once.",
+        f"({found.slots} at once).",
         highlight=False,
     )

@@ -29,7 +29,7 @@ class Display:
     """
 
     def __init__(self, plan: Plan, standings: Mapping[Cell, Standing], slots: int) -> None:
-        self.plan, self.standings, self.slots = plan, standings, slots
+        self.plan, self.standings, self.slots = plan, standings, plan.at_once(slots)
         self._since: dict[Cell, float] = {}
         self._console = Console(stderr=True)
         self._live: Live | None = None

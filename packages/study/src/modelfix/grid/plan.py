@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from modelfix_core.approach import Approach, Outcome, Task
 from modelfix_core.dataset import Split
 from modelfix_core.errors import ModelfixError, Unadaptable
@@ -20,7 +20,6 @@ from modelfix_core.subjects.catalogue import CATALOGUE, named
 from modelfix_core.subjects.untrained import BUILDERS, untrained
 from modelfix_metrics.attacks import AttackOptions
 from modelfix_metrics.cell import is_evaluated
-from modelfix_stats.study import ABBREVIATIONS, SUBJECTS, read_table
 
 from modelfix import records
 from modelfix.catalogue import Catalogue
@@ -29,8 +28,10 @@ from modelfix.grid.cell import CellWork, digest
 from modelfix.grid.engines import GIB, Work
 from modelfix.grid.study import Entrant, Study
 
+EVALUATION = 3600.0  # seconds that an evaluation certainly does not take
 DEFAULT_MEMORY = 2 * GIB  # bytes of a cell of which nothing is known
-IMAGES_PER_CLASS = 60  # stand in for a subject that is not prepared
+WIDTH = 1 / 8  # of the model that stands for a subject that is not prepared
+IMAGES_PER_CLASS = 500  # black ones, for the same
 WITH_MODEL = (Outcome.FIXED, Outcome.CORRUPTED)
 
 
@@ -64,10 +65,13 @@ class Plan:
     ----------
     study : Study
     home : Home
+    store : str or None
+        URL by way of which machines that share no folder work together.
     """
 
     study: Study
     home: Home
+    store: str | None = None
     catalogue: Catalogue = field(default_factory=Catalogue)
 
     @cached_property
@@ -88,6 +92,10 @@ class Plan:
     def job(self, cell: Cell) -> Job:
         """Return the job of a cell."""
         return self.study.job(self.home, cell.subject, cell.entrant, cell.repetition)
+
+    def at_once(self, slots: int) -> int:
+        """Return how many cells run at once where `slots` works of one core would."""
+        return max(1, slots // self.study.resources.cores)
 
     def complete(self, cell: Cell) -> Record | None:
         """Return the record of a cell if nothing is left to do, as far as can be told from here."""
@@ -117,6 +125,7 @@ class Plan:
             cores=study.resources.cores,
             replaces=digest(job.record) if again else None,
             log=log,
+            store=self.store,
         )
         return Work(
             name=cell.name,
@@ -124,6 +133,7 @@ class Plan:
             cores=study.resources.cores,
             gpus=study.resources.gpus,
             memory=self.memory(cell),
+            seconds=None if job.seconds is None else job.seconds + EVALUATION,
         )
 
     # -- before anything runs ----------------------------------------------------------------------
@@ -164,14 +174,14 @@ class Plan:
         return self._published(subject, entrant)
 
     def _published(self, subject: str, entrant: Entrant) -> Estimate:
-        alike = _study_subject(subject)
-        abbreviation = ABBREVIATIONS.get(entrant.approach)
-        table = _published_times()
-        rows = table[(table["approach"] == abbreviation) & (table["dataset"] == alike)]
-        seconds = rows["seconds"].dropna()
-        if seconds.empty:
-            return Estimate(None, "nothing known")
-        return Estimate(float(seconds.iloc[0]), f"the study's table 6, {alike}")
+        if subject in CATALOGUE:
+            abbreviation = self.catalogue.find(entrant.approach).abbreviation
+            architecture = named(subject).architecture
+            for dataset, like in _study_subjects().items():
+                seconds = _published_times().get((abbreviation, dataset))
+                if seconds and (subject == like or named(like).architecture == architecture):
+                    return Estimate(seconds, f"the study's table 6, {dataset}")
+        return Estimate(None, "nothing known")
 
     def ordered(self, cells: Iterable[Cell]) -> list[Cell]:
         """Return cells, those that take longest first; of what nothing is known comes before."""
@@ -223,8 +233,35 @@ class Plan:
 
     def _task(self, name: str) -> Task | None:
         if name not in self._tasks:
-            self._tasks[name] = _task(self._subject(name), name)
+            subject = self._subject(name)
+            self._tasks[name] = self._unprepared(name) if subject is None else _task(subject)
         return self._tasks[name]
+
+    def _unprepared(self, name: str) -> Task | None:
+        """Return a task with the structure of what a subject will be, without its data."""
+        definition = CATALOGUE[name]
+        if definition.architecture not in BUILDERS:
+            return None
+        classes = len(definition.origin.classes)
+        size = IMAGES_PER_CLASS * classes
+        x = np.broadcast_to(np.uint8(0), (size, *definition.input_shape))
+        split = Split(x, np.arange(size) % classes)
+        history = [] if definition.recipe is None else [1, 2]
+        files = [Path(self._scratch.name) / f"{name}-{epoch}.onnx" for epoch in history]
+        for epoch, path in zip(history, files, strict=True):
+            untrained(name, WIDTH, seed=epoch).save(path)
+        return Task(
+            model=untrained(name, WIDTH),
+            repair=split,
+            validation=split,
+            train=split,
+            history=files,
+            risks=definition.class_risks,
+        )
+
+    @cached_property
+    def _scratch(self) -> TemporaryDirectory:
+        return TemporaryDirectory()
 
     @cached_property
     def _tasks(self) -> dict[str, Task | None]:
@@ -240,8 +277,20 @@ def finish_time(seconds: Sequence[float], slots: int) -> float:
 
 
 @cache
-def _published_times() -> pd.DataFrame:
-    return read_table("table6_time")
+def _study_subjects() -> dict[str, str]:
+    """Return subjects by the study's names for them."""
+    from modelfix_stats.study import SUBJECTS  # statistics take seconds to import
+
+    return {dataset: name for name, dataset in SUBJECTS.items()}
+
+
+@cache
+def _published_times() -> dict[tuple[str, str], float]:
+    """Return the study's mean seconds by abbreviation and data set."""
+    from modelfix_stats.study import read_table
+
+    times = read_table("table6_time").dropna(subset="seconds")
+    return times.set_index(["approach", "dataset"])["seconds"].astype(float).to_dict()
 
 
 def _seconds(record: Record) -> float:
@@ -249,41 +298,13 @@ def _seconds(record: Record) -> float:
     return record.seconds["total"] + evaluation.get("seconds", {}).get("total", 0.0)
 
 
-def _study_subject(name: str) -> str | None:
-    """Return the study's data set of a subject, or the one with the same architecture."""
-    if name in SUBJECTS or name not in CATALOGUE:
-        return SUBJECTS.get(name)
-    architecture = named(name).architecture
-    return next(
-        (print_ for own, print_ in SUBJECTS.items() if named(own).architecture == architecture),
-        None,
-    )
-
-
-def _task(subject: Subject | None, name: str) -> Task | None:
-    if subject is not None:
-        dataset = subject.dataset(("train", "validation", "repair"))
-        return Task(
-            model=subject.model,
-            repair=dataset["repair"],
-            validation=dataset["validation"],
-            train=dataset.get("train"),
-            history=subject.history,
-            risks=dataset.risks,
-        )
-    definition = CATALOGUE[name]
-    if definition.architecture not in BUILDERS:
-        return None
-    classes = len(definition.origin.classes)
-    size = IMAGES_PER_CLASS * classes
-    x = np.broadcast_to(np.uint8(0), (size, *definition.input_shape))
-    split = Split(x, np.arange(size) % classes)
-    history = [] if definition.recipe is None else [Path("epoch-01.onnx"), Path("epoch-02.onnx")]
+def _task(subject: Subject) -> Task:
+    dataset = subject.dataset(("train", "validation", "repair"))
     return Task(
-        model=untrained(name, width=1 / 8),
-        repair=split,
-        validation=split,
-        train=split,
-        history=history,
-        risks=definition.class_risks,
+        model=subject.model,
+        repair=dataset["repair"],
+        validation=dataset["validation"],
+        train=dataset.get("train"),
+        history=subject.history,
+        risks=dataset.risks,
     )

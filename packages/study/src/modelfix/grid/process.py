@@ -65,6 +65,8 @@ class Process:
 
     def stop(self) -> None:
         """Ask it to end, and end it if it does not listen."""
+        if self._popen.poll() is not None:
+            return
         self.interrupt()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._popen.wait(PATIENCE)
@@ -75,6 +77,15 @@ class Process:
         """Send a signal to the whole group."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._popen.pid, number)
+
+
+def run(arguments: Sequence[str]) -> tuple[int, str]:
+    """Run ``python <arguments>``; return its exit code and the end of what it wrote."""
+    process = Process(arguments)
+    try:
+        return process.wait(), process.output
+    finally:
+        process.stop()
 
 
 def tie() -> None:

@@ -20,6 +20,7 @@ from modelfix.grid.cell import ATTEMPTS, BUSY, CellResult
 from modelfix.grid.engines import Ended, Engine, Started
 from modelfix.grid.plan import Cell, Plan
 from modelfix.grid.status import Standing, State, of_record, save_troubles
+from modelfix.grid.store import Store
 from modelfix.grid.study import dump
 from modelfix.runtimes import Runtimes
 
@@ -44,6 +45,7 @@ class StudyRun:
         self.plan = plan
         self.standings = {cell: Standing(State.WAITING) for cell in plan.cells}
         self.watch = watch or (lambda cell, standing: None)
+        self._store = None if plan.store is None else Store(plan.store, plan.home)
         self._again: set[Cell] = set()
         self._attempts: Counter[Cell] = Counter()
 
@@ -67,8 +69,11 @@ class StudyRun:
         for subject in self.plan.study.subjects:
             with self._trouble_of(lambda cell: cell.subject == subject):  # noqa: B023  used at once
                 prepare_subject(self.plan.home, runtimes, subject)
+                if self._store is not None:
+                    self._store.push_subject(subject)
         waiting = []
         for cell in self._waiting():
+            self._fetch(cell)
             record = self.plan.complete(cell)
             if record is not None and record.outcome not in again:
                 self._set(cell, of_record(record))
@@ -124,8 +129,14 @@ class StudyRun:
                 return Standing(State.WAITING)
             return Standing(State.TROUBLE, _how_it_ended(ended))
         if ended.code == 0 and result.outcome is not None:
+            self._fetch(cell)
             return Standing(State(result.outcome), result.reason)
         return Standing(State.TROUBLE, result.reason)
+
+    def _fetch(self, cell: Cell) -> None:
+        """Bring a record that was made elsewhere here."""
+        if self._store is not None:
+            self._store.pull_record(self.plan.job(cell).record)
 
     def _set(self, cell: Cell, standing: Standing) -> None:
         self.standings[cell] = standing

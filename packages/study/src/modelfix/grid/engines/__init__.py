@@ -7,6 +7,7 @@ from modelfix_core.errors import ModelfixError
 
 ENGINES = ("local", "ray", "slurm")
 GIB = 1024**3
+LOST = -9  # exit code of a work whose machine was lost
 
 
 @dataclass(frozen=True)
