@@ -102,6 +102,29 @@ def test_planted_subjects_are_no_column_unless_named(make_record, tmp_path, monk
     assert "planted" in capsys.readouterr().out
 
 
+def test_what_is_no_record_is_a_sentence(make_record, tmp_path):
+    whole = make_record(1)
+    runs = tmp_path / "home" / "runs"
+    contents = {
+        "truncated": (whole / "record.json").read_bytes()[:300],
+        "foreign": b'{"accuracy": 0.9}',
+        "list": b"[]",
+        "noise": bytes(range(128, 256)),
+    }
+    for name, content in contents.items():
+        (runs / name).mkdir()
+        (runs / name / "record.json").write_bytes(content)
+    (runs / "folder" / "record.json").mkdir(parents=True)
+    found, broken = records.find([runs])
+    assert [item.folder for item in found] == [whole]
+    said = {sentence.split("/record.json: ")[0].rpartition("/")[2]: sentence for sentence in broken}
+    assert "is damaged" in said["truncated"]
+    assert "is damaged" in said["noise"]
+    assert "is no record that this version reads (cell: Field required)" in said["foreign"]
+    assert "is no record that this version reads" in said["list"]
+    assert "cannot be read (Is a directory)" in said["folder"]
+
+
 def test_selection_and_damage(make_record, tmp_path, monkeypatch, capsys):
     make_record(1)
     damaged = make_record(2) / "record.json"

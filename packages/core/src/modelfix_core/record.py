@@ -83,15 +83,28 @@ class Record(BaseModel):
         Raises
         ------
         ModelfixError
-            If there is none or it is damaged.
+            If there is none, it is damaged or cannot be read, or it is no record of ours.
         """
         path = Path(folder) / FILE
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise ModelfixError(f"{path}: is missing; run the fix first.") from None
+        except OSError as error:
+            raise ModelfixError(f"{path}: cannot be read ({error.strerror}).") from error
         except (ValidationError, ValueError) as error:
+            if isinstance(error, ValidationError) and error.errors()[0]["type"] != "json_invalid":
+                raise ModelfixError(
+                    f"{path}: is no record that this version reads ({_first_of(error)}); delete "
+                    "its folder and run again if it should be."
+                ) from error
             raise ModelfixError(f"{path}: is damaged; delete its folder and run again.") from error
+
+
+def _first_of(error: ValidationError) -> str:
+    """Return the first thing that is wrong, in words."""
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc']) or 'content'}: {first['msg']}"
 
 
 def cell_hash(entrant: Entrant, subject_hashes: Mapping[str, str], seed: int, limits: Any) -> str:
