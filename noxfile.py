@@ -272,7 +272,7 @@ def docs(session: nox.Session) -> None:
 def docs_examples(session: nox.Session) -> None:
     """Run the commands of the documentation and compare their output; `-- --update` writes it."""
     python = tools(session, "docs") / "python"
-    python_of(session, HOME)
+    modelfix(session, "prepare", "fashion-mini-lenet5", "--home", str(ROOT / "results"))
     script = str(ROOT / "docs" / "tools" / "examples.py")
     session.run(str(python), script, *session.posargs, env=clean_environ(), include_outer_env=False)
 

@@ -9,10 +9,12 @@ In a page,
 - a block with a title (```python title="split.py") is written to that file;
 - a block `console` is run: lines ``$ command``, continued by ``> ...``, each with what the
   command prints to stdout. It has to end with exit code 0;
-- ``<!-- environment: metrics -->`` runs the next block with the Python of another environment.
+- ``<!-- environment: metrics -->`` runs the next block with the Python of another environment;
+- ``<!-- varies -->``: what the next block prints is shown, but not compared.
 
-Every page has an empty folder of its own. Times and hashes are not compared, other numbers have to
-be near those of the page: a model that is trained on another processor is another model.
+Every page has a folder of its own, with the default subject prepared in it. Times and hashes are
+not compared, other numbers have to be near those of the page: a model that is trained on another
+processor is another model.
 """
 
 import argparse
@@ -22,7 +24,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +32,12 @@ from markdown_it.token import Token
 
 DOCS = Path(__file__).parents[1]
 STATE = DOCS.parent / ".modelfix"
+SUBJECT = Path("results", "subjects", "fashion-mini-lenet5")  # prepared once, beforehand
 PAGES = [*sorted((DOCS / "tutorials").glob("*.md")), DOCS / "pitfalls.md"]
 
 TITLE = re.compile(r'title="([^"]+)"')
 ENVIRONMENT = re.compile(r"<!-- environment: (\S+) -->")
+VARIES = "<!-- varies -->"
 MACHINE = re.compile(
     r"\b\d+h\d+m(\d+s)?\b|\b\d+m\d+s\b|\b\d+(\.\d+)? ?(ms|s|seconds|min|minutes|h)\b"
     r"|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,}\b"
@@ -71,22 +74,35 @@ def commands(block: str) -> list[Command]:
     return found
 
 
-def run(script: str, folder: Path, environment: str) -> list[str]:
-    """Run a command in the folder of a page and return the lines that it prints."""
-    path = STATE / "environments" / environment / "bin"
-    environ = {
-        **os.environ,
-        "PATH": f"{path}{os.pathsep}{os.environ['PATH']}",
-        "COLUMNS": "100",
-        "NO_COLOR": "1",
-    }
-    done = subprocess.run(
-        ["bash", "-c", script], cwd=folder, env=environ, capture_output=True, text=True
-    )
-    if done.returncode:
-        sys.exit(f"$ {script}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    lines = done.stdout.replace(f"{folder}/", "").splitlines()
-    return [line.rstrip() for line in lines]
+class Shell:
+    """Runs the commands of a page, one after the other, in its folder or where they changed to."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = self.here = folder
+        self.environ = {
+            **os.environ,
+            "COLUMNS": "100",
+            "MODELFIX_HOME": str(folder / "results"),
+            "NO_COLOR": "1",
+            "REPOSITORY": str(DOCS.parent),
+        }
+
+    def run(self, script: str, environment: str) -> list[str]:
+        """Run a command and return the lines that it prints."""
+        binaries = STATE / "environments" / environment / "bin"
+        environ = {**self.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
+        moved = self.folder / ".here"
+        done = subprocess.run(
+            ["bash", "-c", f"trap 'pwd > \"{moved}\"' EXIT\n{script}"],
+            cwd=self.here,
+            env=environ,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            sys.exit(f"$ {script}\nended with {done.returncode}:\n{done.stdout}{done.stderr}")
+        self.here = Path(moved.read_text().strip())
+        return [line.rstrip() for line in done.stdout.replace(f"{self.folder}/", "").splitlines()]
 
 
 def essence(lines: list[str]) -> list[list[str]]:
@@ -120,15 +136,32 @@ def _near(a: str, b: str) -> bool:
     return abs(x - y) <= absolute + share * max(x, y)
 
 
-def blocks(text: str) -> Iterator[tuple[Token, str]]:
-    """Yield the fenced blocks of a page, each with the environment that it runs in."""
-    environment = "modelfix"
+@dataclass
+class Block:
+    """A fenced block of a page, with what the comments before it say."""
+
+    token: Token
+    environment: str = "modelfix"
+    varies: bool = False
+
+    @property
+    def lines(self) -> slice:
+        """Its content, in the lines of the page."""
+        start, end = self.token.map or (0, 0)
+        return slice(start + 1, end - 1)
+
+
+def blocks(text: str) -> list[Block]:
+    """Return the fenced blocks of a page."""
+    found, said = [], ""
     for token in MarkdownIt().parse(text):
-        if token.type == "html_block" and (match := ENVIRONMENT.search(token.content)):
-            environment = match[1]
+        if token.type == "html_block":
+            said += token.content
         elif token.type == "fence":
-            yield token, environment
-            environment = "modelfix"
+            match = ENVIRONMENT.search(said)
+            found.append(Block(token, match[1] if match else "modelfix", VARIES in said))
+            said = ""
+    return found
 
 
 def check(page: Path, update: bool) -> int:
@@ -136,28 +169,28 @@ def check(page: Path, update: bool) -> int:
     name = page.relative_to(DOCS).with_suffix("").as_posix()
     folder = STATE / "examples" / name
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    text = page.read_text()
-    lines, shift, differing = text.splitlines(), 0, 0
-    for token, environment in blocks(text):
-        if title := TITLE.search(token.info):
-            path = folder / title[1]
+    shutil.copytree(DOCS.parent / SUBJECT, folder / SUBJECT)
+    shell = Shell(folder)
+    text, differing, outputs = page.read_text(), 0, []
+    for block in blocks(text):
+        if title := TITLE.search(block.token.info):
+            path = shell.here / title[1]
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(token.content)
-        if token.info.split()[:1] != ["console"]:
-            continue
-        written: list[str] = []
-        for command in commands(token.content):
-            print(command.text, flush=True)
-            printed = run(command.script, folder, environment)
-            if not alike(command.shown, printed):
-                differing += 1
-                print(*difflib.unified_diff(command.shown, printed, name, "printed"), sep="\n")
-            written += [*command.text.splitlines(), *printed]
-        start, end = token.map or (0, 0)
-        lines[start + 1 + shift : end - 1 + shift] = written
-        shift += len(written) - (end - start - 2)
+            path.write_text(block.token.content)
+        if block.token.info.split()[:1] == ["console"]:
+            written: list[str] = []
+            for command in commands(block.token.content):
+                print(command.text, flush=True)
+                printed = shell.run(command.script, block.environment)
+                written += [*command.text.splitlines(), *printed]
+                if not block.varies and not alike(command.shown, printed):
+                    differing += 1
+                    print(*difflib.unified_diff(command.shown, printed, name, "printed"), sep="\n")
+            outputs.append((block.lines, written))
     if update:
+        lines = text.splitlines()
+        for place, written in reversed(outputs):
+            lines[place] = written
         page.write_text("\n".join(lines) + "\n")
     return differing
 

@@ -80,7 +80,8 @@ def _enough_images(task: Task) -> Task:
 def measured() -> dict[str, list[str]]:
     """Return accuracy, RR, NFR, ASR and time by abbreviation, from the tables of the evidence."""
     text = "".join(path.read_text() for path in sorted(EVIDENCE.glob("*.md")))
-    return {name: cells.split(" | ") for name, cells in ROW.findall(text)}
+    rows = ROW.findall(re.sub(r" \([sd]\)", "", text))  # marks of a difference to the study
+    return {name: cells.split(" | ") for name, cells in rows}
 
 
 def pages(readmes: dict[str, str]) -> dict[str, str]:
@@ -169,7 +170,7 @@ def _matrix() -> str:
 
 
 def _applicable(info: ApproachInfo, subject: str) -> str:
-    return "no" if (info.name, subject) in reasons() else "yes"
+    return "**no**" if (info.name, subject) in reasons() else "yes"
 
 
 def _link(info: ApproachInfo) -> str:
@@ -205,13 +206,13 @@ def _page(info: ApproachInfo, readme: str) -> str:
             *_table(["", ""], facts),
             "",
             *(["**UNADAPTABLE** among the study's subjects:", "", *refused, ""] if refused else []),
-            "## Presets",
+            _without_title(readme),
+            "## All options, by preset",
             "",
-            "`--preset NAME` chooses one, `--set OPTION=VALUE` changes an option.",
+            "`--preset NAME` chooses a preset, `--set OPTION=VALUE` changes an option.",
             "",
             *_presets(load(info)),
             "",
-            _without_title(readme),
         ]
     )
 
