@@ -163,14 +163,21 @@ def test_one_entrant_stands_for_an_approach(as_records):
     assert verdicts(pd.concat([worse, data])) == verdicts(data)
     frame = pd.DataFrame(
         {
-            "approach": ["a", "a", "a", "b", "b"],
-            "entrant": ["a-2", "a-1", "a-1", "b", "b-1"],
-            "subject": ["s", "s", "t", "s", "t"],
+            "approach": ["a", "a", "a", "b", "b", "b"],
+            "entrant": ["a-2", "a-1", "a-1", "b", "b-1", "b-1"],
+            "subject": ["s", "s", "t", "s", "t", "s"],
         }
     )
-    assert representatives(frame) == {"a": "a-1", "b": "b"}
-    only = data.assign(entrant=data["entrant"].replace({"HUDD": "HUDD-1"}))
-    assert "Standing for their approaches: HUDD-1 for HUDD." in findings_table(only).notes
+    chosen = representatives(frame).set_index(["approach", "subject"])["entrant"]
+    assert chosen.to_dict() == {
+        ("a", "s"): "a-1",
+        ("a", "t"): "a-1",
+        ("b", "s"): "b",
+        ("b", "t"): "b-1",
+    }
+    only = data.assign(entrant=data["entrant"].replace({"VERE": "VERE-1"}))
+    only = only[only["subject"] == "CIFAR10"]
+    assert "Standing for their approaches: VERE-1 on CIFAR10." in findings_table(only).notes
 
 
 def test_the_table_has_every_claim_and_the_studys_verdict(as_records):

@@ -96,7 +96,7 @@ class Records:
     def __init__(self, data: Data) -> None:
         self.summary = isinstance(data, Summary)
         frame = data.frame if isinstance(data, Summary) else complete(data)
-        self.frame = frame[frame["entrant"].isin(representatives(frame).values())]
+        self.frame = represented(frame)
         self._cells: dict[str, pd.DataFrame] = {}
 
     def values(self, quantity: Quantity) -> pd.DataFrame:
@@ -129,8 +129,8 @@ class Records:
         return self._cells[metric]
 
 
-def representatives(frame: pd.DataFrame) -> dict[str, str]:
-    """Return the entrant that stands for each approach.
+def representatives(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the entrant that stands for each approach on each subject.
 
     Parameters
     ----------
@@ -139,14 +139,25 @@ def representatives(frame: pd.DataFrame) -> dict[str, str]:
 
     Returns
     -------
-    dict of str to str
-        Approach to entrant: the one of the approach's name (its default preset), else the one
-        with most subjects.
+    DataFrame
+        approach, subject, entrant: the one of the approach's name (its default preset) where it
+        has rows there, else the one with rows on most subjects.
     """
-    about = frame.groupby(["approach", "entrant"])["subject"].nunique().reset_index()
-    about["named"] = about["entrant"] == about["approach"]
-    about = about.sort_values(["named", "subject", "entrant"], ascending=[False, False, True])
-    return about.drop_duplicates("approach").set_index("approach")["entrant"].to_dict()
+    about = frame[["approach", "subject", "entrant"]].drop_duplicates()
+    about = about.assign(
+        named=about["entrant"] == about["approach"],
+        subjects=about.groupby(["approach", "entrant"])["subject"].transform("size"),
+    )
+    about = about.sort_values(["named", "subjects", "entrant"], ascending=[False, False, True])
+    chosen = about.drop_duplicates(["approach", "subject"]).sort_index()
+    return chosen[["approach", "subject", "entrant"]].reset_index(drop=True)
+
+
+def represented(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows of the entrants that stand for their approaches."""
+    names = ["approach", "subject", "entrant"]
+    chosen = pd.MultiIndex.from_frame(representatives(frame))
+    return frame[pd.MultiIndex.from_frame(frame[names]).isin(chosen)]
 
 
 # -- kinds of claims -------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from modelfix_stats.claims import (
     never_worse,
     ordered,
     representatives,
+    represented,
     worst_of_all,
 )
 from modelfix_stats.frame import FIXED, Data, Summary, complete
@@ -89,8 +90,8 @@ def findings(data: Data) -> tuple[Finding, ...]:
     Parameters
     ----------
     data : DataFrame or Summary
-        As the tables take it. One entrant stands for each approach: the one of the approach's
-        name, else the one with most subjects.
+        As the tables take it. One entrant stands for an approach on each subject: the one of the
+        approach's name, else the one with most subjects.
 
     Returns
     -------
@@ -153,13 +154,14 @@ def _notes(data: Data) -> list[str]:
     """Return what a reader must know of the records."""
     frame = data.frame if isinstance(data, Summary) else complete(data)
     chosen = representatives(frame)
-    frame = frame[frame["entrant"].isin(chosen.values())]
+    frame = represented(frame)
     notes = []
-    others = [f"{entrant} for {name}" for name, entrant in chosen.items() if entrant != name]
-    if others:
-        notes.append(f"Standing for their approaches: {', '.join(others)}.")
+    others = chosen[chosen["entrant"] != chosen["approach"]]
+    if len(others):
+        stand = [f"{row.entrant} on {row.subject}" for row in others.itertuples()]
+        notes.append(f"Standing for their approaches: {', '.join(stand)}.")
     fixed = frame[frame["outcome"] == FIXED]
-    never = [name for name, entrant in chosen.items() if entrant not in set(fixed["entrant"])]
+    never = sorted(set(chosen["approach"]) - set(fixed["approach"]))
     if never:
         notes.append(f"Without a FIXED cell: {', '.join(never)}.")
     if "repetition" in fixed:
