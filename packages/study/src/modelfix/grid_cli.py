@@ -47,6 +47,7 @@ def run(
     """
     from modelfix_core.approach import Outcome
 
+    from modelfix.cells import Interrupted
     from modelfix.grid import engines, status
     from modelfix.grid.display import Display
     from modelfix.grid.run import StudyRun
@@ -60,10 +61,13 @@ def run(
     )
     signal.signal(signal.SIGTERM, _interrupt)
     running = StudyRun(plan)
-    cells = running.prepare(Runtimes(), again)
-    with Display(plan, running.standings, chosen.slots) as display:
-        running.watch = display
-        running.run(cells, chosen)
+    try:
+        cells = running.prepare(Runtimes(), again)
+        with Display(plan, running.standings, chosen.slots) as display:
+            running.watch = display
+            running.run(cells, chosen)
+    except KeyboardInterrupt:
+        raise Interrupted from None
     _show(plan, running.standings)
     if any(one.state not in status.COMPLETE for one in running.standings.values()):
         raise typer.Exit(INCOMPLETE)
