@@ -85,6 +85,9 @@ const Figures = (() => {
     const [x, y] = metrics;
     const complete = points.filter((point) => point.effects.every((one) => !Number.isNaN(one.score)));
     const named = labelled(complete, metrics);
+    const across = complete.map((point) => drawn(x, point.effects[0].score));
+    const middle = (Math.min(...across) + Math.max(...across)) / 2;
+    const farRight = (point) => drawn(x, point.effects[0].score) > middle; // names stay inside
     const traces = categoriesOf(data, complete.map((point) => point.entrant)).map((category) => {
       const here = complete.filter((point) => data.entrants[point.entrant].category === category);
       const colour = colourOf(category);
@@ -97,7 +100,7 @@ const Figures = (() => {
         y: here.map((point) => drawn(y, point.effects[1].score)),
         error_x: { ...bars(x, here, 0), color: colour }, error_y: { ...bars(y, here, 1), color: colour },
         text: here.map((point) => (named.has(point) ? labelOf(data, point.entrant) : "")),
-        textposition: "top center", textfont: { size: 11, color: theme("--ink") },
+        textposition: here.map((point) => (farRight(point) ? "top left" : "top right")), textfont: { size: 11, color: theme("--ink") },
         hovertext: here.map((point) => hoverOf(data, point.entrant, hover(point))), hoverinfo: "text",
         marker: {
           size: 10, color: colour, line: { width: 1.5, color: colour },
