@@ -260,7 +260,8 @@ def _refuse_few(members: Mapping[str, pd.DataFrame], sides: Sides, shared: list[
         known = _known(members[label], pd.Index(shared))
         if known < needed:
             raise Missing(
-                f"{label}: {known} approach on {_places(shared)}, where every side has values; "
+                f"{label}: {known} approach{'' if known == 1 else 'es'} on {_places(shared)}, where "
+                "every side has values; "
                 f"{needed} are needed"
             )
 
@@ -374,7 +375,8 @@ def worst_of_all(records: Records, quantity: Quantity, name: str) -> Claim:
 def _refuse_fewer(rows: pd.DataFrame, needed: int) -> None:
     known = rows["approach"].nunique()
     if known < needed:
-        raise Missing(f"{known} approaches have a value; {needed} are needed")
+        have = "approach has" if known == 1 else "approaches have"
+        raise Missing(f"{known} {have} a value; {needed} are needed")
 
 
 def falling(records: Records, quantity: Quantity, statement: str) -> Claim:
