@@ -259,9 +259,9 @@ def _refuse_few(members: Mapping[str, pd.DataFrame], sides: Sides, shared: list[
         needed = min(ENOUGH, ENOUGH if isinstance(who, str) else len(who))
         known = _known(members[label], pd.Index(shared))
         if known < needed:
+            have = "approach" if known == 1 else "approaches"
             raise Missing(
-                f"{label}: {known} approach{'' if known == 1 else 'es'} on {_places(shared)}, where "
-                "every side has values; "
+                f"{label}: {known} {have} on {_places(shared)}, where every side has values; "
                 f"{needed} are needed"
             )
 
