@@ -111,36 +111,16 @@ def check(
     as_json: JsonOption = False,
 ) -> None:
     """Say which approaches can be applied to a subject, before any work."""
-    from modelfix_core.approach import Task
-    from modelfix_core.errors import Unadaptable
+    from dataclasses import asdict
 
     from modelfix import tables
+    from modelfix.applicability import applicability
     from modelfix.catalogue import Catalogue
 
     catalogue = Catalogue()
     infos = [catalogue.find(name) for name in approach] if approach else catalogue.infos.values()
-    prepared = _load_subject(Path(home), subject)
-    dataset = prepared.dataset(("train", "validation", "repair"))
-    task = Task(
-        model=prepared.model,
-        repair=dataset["repair"],
-        validation=dataset["validation"],
-        train=dataset.get("train"),
-        history=prepared.history,
-        risks=dataset.risks,
-    )
-    rows = []
-    for info in infos:
-        row: dict[str, Any] = {"approach": info.name, "category": info.category, "reason": None}
-        if info.name not in catalogue.installed:
-            reason = f"not installed here: pip install modelfix-{info.name}"
-            rows.append({**row, "applicable": None, "reason": reason})
-            continue
-        try:
-            catalogue.registry.load(info.name)().check(task)
-            rows.append({**row, "applicable": True})
-        except Unadaptable as unfit:
-            rows.append({**row, "applicable": False, "reason": str(unfit)})
+    found = applicability(_load_subject(Path(home), subject), infos, catalogue)
+    rows = [asdict(row) for row in found]
     if as_json:
         _print_json(rows)
     else:
