@@ -182,11 +182,13 @@ def test_a_model_of(framework, tmp_path, workspace, images, modelfix, home, monk
     given |= dict(zip(plain[::2], plain[1::2], strict=True))
     compared = modelfix(
         "compare", given.pop("--model"), subject.folder / "model.onnx", "--data", "data.npz",
-        "--max-nfr", "0%",
+        "--max-nfr", "0%", "--json",
         *(f"{key.replace('--weights', '--old-weights')}={value}" for key, value in given.items()),
     )  # fmt: skip
     assert compared.returncode == 0, compared.stderr
-    assert "newly fixed                            0" in compared.stdout
+    verdict = json.loads(compared.stdout)
+    assert verdict["inputs"] == IMAGES
+    assert verdict["newly_fixed"] == verdict["newly_broken"] == []
 
     fixed = modelfix(
         "fix", "-a", "IR", "--subject", name, "--no-attack", "--set", "iterations=20",

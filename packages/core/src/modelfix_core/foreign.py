@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from modelfix_core import profile
 from modelfix_core.dataset import Dataset
 from modelfix_core.errors import ModelfixError
-from modelfix_core.model import Model, read_file
+from modelfix_core.model import Model, explained, read_file
 
 TOLERANCE = 1e-4  # of float32 logits of the size of one
 COMPARED = 1000  # images on which original and model are compared
@@ -190,14 +190,18 @@ def kind_of(source: str | Path) -> Literal["onnx", "keras", "torch"]:
 
 def read_onnx(path: Path) -> Original:
     """Open an ONNX file of any opset from any tool."""
+    with explained(path):
+        return _read_onnx(path)
+
+
+def _read_onnx(path: Path) -> Original:
     proto = read_file(path)
     name = str(path)
     session = _session(proto, name)
     fixed = _dims(proto)[0]
     notes: list[str] = []
     output, labels = _scores(proto, name, notes)
-    stated = profile.metadata(proto).get("modelfix.labels")
-    labels = labels if stated is None else json.loads(stated)
+    labels = profile.labels(proto, name) or labels
     _keep_only(proto, output)
     return Original(name, proto, _runner(session, output.name, fixed), labels, notes)
 

@@ -91,6 +91,8 @@ class Job(BaseModel):
             first = error.errors()[0]
             entry = ".".join(str(part) for part in first["loc"]) or "content"
             raise ModelfixError(f"{path}: {entry}: {first['msg']}.") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ModelfixError(f"{path}: cannot be read ({error}); make it anew.") from error
 
     def save(self) -> Path:
         """Write the job into its partial folder; leftovers of another job there are removed."""

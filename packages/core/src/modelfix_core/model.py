@@ -1,10 +1,10 @@
 """A classifier stored as ONNX after our profile: load, save, predict, read and replace weights."""
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -104,8 +104,9 @@ class Model:
             ONNX, refers to data outside its folder or has unusable inputs or outputs.
         """
         path = Path(path)
-        model = cls(read_file(path), str(path))
-        model._session()  # a graph that onnxruntime cannot build is refused now, not later
+        with explained(path):
+            model = cls(read_file(path), str(path))
+            model._session()  # a graph that onnxruntime cannot build is refused now, not later
         return model
 
     def save(self, path: str | Path) -> None:
@@ -160,8 +161,7 @@ class Model:
     @property
     def labels(self) -> list[str] | None:
         """Class names, where the model carries them."""
-        text = self.metadata.get("modelfix.labels")
-        return None if text is None else json.loads(text)
+        return profile.labels(self._proto, self.name)
 
     def with_metadata(self, **values: str) -> "Model":
         """Return a copy with these metadata properties (keys get the prefix ``modelfix.``)."""
@@ -327,6 +327,20 @@ def _session(serialized: bytes, name: str) -> onnxruntime.InferenceSession:
         raise ModelfixError(f"{name}: onnxruntime cannot run this model ({reason}).") from error
 
 
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn what libraries raise over a damaged model into one sentence."""
+    try:
+        yield
+    except ModelfixError:
+        raise
+    except Exception as error:  # a stranger's file may confuse them in any way
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelfixError(
+            f"{path}: is damaged or no usable model ({reason}); export it as ONNX again."
+        ) from error
+
+
 def read_file(path: Path) -> onnx.ModelProto:
     """Read and check an ONNX file, as it is.
 
@@ -340,7 +354,8 @@ def read_file(path: Path) -> onnx.ModelProto:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError) as error:
-        profile.refuse_unknown_operators(proto, str(path))
+        if not isinstance(error, UnicodeDecodeError):
+            profile.refuse_unknown_operators(proto, str(path))
         reason = str(error).strip().splitlines()[0]
         raise ModelfixError(f"{path}: is not a valid ONNX model ({reason}).") from error
     return proto
@@ -373,7 +388,9 @@ def _read(path: Path) -> onnx.ModelProto:
 
 def _load_external_data(proto: onnx.ModelProto, path: Path) -> None:
     folder = path.resolve().parent
-    external = [t for t in proto.graph.initializer if t.data_location == TensorProto.EXTERNAL]
+    # Initializers, and constants in the attributes of nodes.
+    tensors = onnx.external_data_helper._get_all_tensors(proto)
+    external = [t for t in tensors if t.data_location == TensorProto.EXTERNAL]
     for tensor in external:
         location = next((e.value for e in tensor.external_data if e.key == "location"), "")
         target = (folder / location).resolve()

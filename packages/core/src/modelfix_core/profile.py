@@ -4,6 +4,7 @@ One float32 input ``[N, C, H, W]`` in [0, 1] and one output of logits ``[N, K]``
 opset 17 or later, every dense layer one ``Gemm`` with weight ``[out, in]``, no trailing softmax.
 """
 
+import json
 from collections import Counter
 
 import numpy as np
@@ -14,6 +15,7 @@ from modelfix_core.errors import ModelfixError
 
 MIN_OPSET = 17
 MARK = "modelfix.profile"
+LABELS = "modelfix.labels"
 VERSION = "1"
 
 
@@ -52,6 +54,28 @@ def to_profile(proto: onnx.ModelProto, name: str) -> list[str]:
     _name_nodes(proto)
     set_metadata(proto, {MARK: VERSION})
     return notes
+
+
+def labels(proto: onnx.ModelProto, name: str) -> list[str] | None:
+    """Return the class names that a model carries, None if it carries none.
+
+    Raises
+    ------
+    ModelfixError
+        If they are no list of different names.
+    """
+    text = metadata(proto).get(LABELS)
+    if text is None:
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(part, str) for part in found):
+        found = []
+    if not found or len(set(found)) != len(found):
+        raise ModelfixError(f"{name}: its metadata {LABELS} are no list of different class names.")
+    return found
 
 
 def metadata(proto: onnx.ModelProto) -> dict[str, str]:

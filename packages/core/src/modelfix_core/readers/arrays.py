@@ -1,5 +1,6 @@
 """Arrays of images: NPY and NPZ, without pickled objects."""
 
+import math
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -28,7 +29,7 @@ class Stored:
     """
 
     def __init__(self, name: str, shape: Sequence[int], dtype: np.dtype, blocks: Any) -> None:
-        if len(shape) not in (3, 4) or dtype.kind not in "uif":
+        if len(shape) not in (3, 4) or dtype.kind not in "uif" or min(shape) < 0:
             raise ModelfixError(
                 f"{name}: holds {dtype} of shape {list(shape)}; expected images [N, C, H, W] or "
                 "[N, H, W, C], uint8 or float in 0 to 1."
@@ -145,10 +146,13 @@ def _open_header(file: Any) -> tuple[tuple[int, ...], bool, np.dtype]:
 def _npz_header(path: Path) -> tuple[tuple[int, ...], np.dtype]:
     with zipfile.ZipFile(path) as archive, archive.open("x.npy") as file:
         shape, fortran, dtype = _open_header(file)
+        size = archive.getinfo("x.npy").file_size
     if dtype.hasobject:
         raise ValueError("x holds pickled objects")
     if fortran:
         raise ValueError("x is stored in Fortran order, use np.ascontiguousarray")
+    if math.prod(shape) * dtype.itemsize > size:
+        raise ValueError("x is cut short")
     return shape, dtype
 
 

@@ -1,6 +1,7 @@
 """Labels, groups and splits from the columns of a file."""
 
 import csv
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,6 +27,8 @@ UNREADABLE: tuple[type[Exception], ...] = (
     KeyError,
     TypeError,  # of a plain array, which is no context manager
     zipfile.BadZipFile,
+    SyntaxError,  # of a header that is no literal
+    tokenize.TokenError,
     zlib.error,
 )
 

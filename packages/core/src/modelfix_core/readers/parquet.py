@@ -63,13 +63,20 @@ def _split_of(shard: Path) -> str | None:
 def _encoded(shard: Path, number: int, value: Any) -> bytes | Path:
     if isinstance(value, dict):
         inside, outside = value.get("bytes"), value.get("path")
-        value = inside if inside or not outside else shard.parent / outside
+        value = inside if inside or not outside else _beside(shard, outside)
     if not isinstance(value, bytes | Path):
         raise ModelfixError(
             f"{shard}, image {number}: is {type(value).__name__}; expected the bytes of an encoded "
             "image, or {bytes, path}."
         )
     return value
+
+
+def _beside(shard: Path, name: str) -> Path:
+    folder = shard.parent.resolve()
+    if not (folder / name).resolve().is_relative_to(folder):
+        raise ModelfixError(f"{shard}: names {name!r}, which lies outside its folder.")
+    return shard.parent / name
 
 
 def _huggingface_classes(metadata: dict[bytes, bytes] | None) -> list[str] | None:
