@@ -2,9 +2,9 @@
 
 import pytest
 from modelfix import auto, cells
-from modelfix.auto import Keep, known, limits_for, order, search
+from modelfix.auto import known, limits_for, order, search
 from modelfix.environments import EnvironmentFailed
-from modelfix.gate import Limits
+from modelfix.gate import Keep, Limits
 from modelfix_core import ModelfixError, Outcome
 from modelfix_core.job import Job, run_job
 from modelfix_core.subject import Subject

@@ -7,7 +7,6 @@ was chosen, and the order of the approaches comes from other subjects' records, 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,13 @@ from modelfix_core.subject import Subject
 
 from modelfix import __version__, cells
 from modelfix.environments import EnvironmentFailed
-from modelfix.gate import Answers, Inputs, Limits, Verdict, judge
+from modelfix.gate import Answers, Inputs, Keep, Limits, Verdict, judge
 from modelfix.recommending import advise
 from modelfix.runtimes import Runtimes
 
 AUTO = "auto"
 SHARES = 2  # even shares of the time left that an approach may use
 NFR = 0.01  # the most that counts as kept predictions, unless a limit is given
-
-
-class Keep(StrEnum):
-    """What a fixed model must not lose."""
-
-    ACCURACY = "accuracy"
-    FAIRNESS = "fairness"
-    COMPATIBILITY = "compatibility"
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,6 @@ def fix(
 
     from modelfix import cells, gate, tables
     from modelfix.catalogue import Catalogue
-    from modelfix.recommending import parse_duration
     from modelfix.runtimes import Runtimes
 
     automatic = approach == AUTO
@@ -134,7 +133,7 @@ def fix(
         )
     limits = gate.parse_limits(max_nfr, max_accuracy_loss, max_slice_loss, max_aaod_rise)
     kept = _keep(keep)
-    seconds = None if time_limit is None else parse_duration(time_limit, "--time-limit")
+    seconds = None if time_limit is None else _seconds(time_limit)
     info = None if automatic else Catalogue().find(approach)
     place, runtimes = cells.Home(Path(home).absolute()), Runtimes()
     config = _options(option or [])
@@ -273,11 +272,17 @@ def _evaluate(
         results[i] = replace(results[i], record=record)
 
 
+def _seconds(text: str) -> float:
+    from modelfix.recommending import parse_duration  # which imports what statistics need
+
+    return parse_duration(text, "--time-limit")
+
+
 def _keep(text: str) -> list[Any]:
     """Read what is to be kept, with commas."""
     from modelfix_core.errors import ModelfixError
 
-    from modelfix.auto import Keep
+    from modelfix.gate import Keep
 
     names = [part.strip() for part in text.split(",") if part.strip()]
     for name in names:

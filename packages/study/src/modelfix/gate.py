@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +14,14 @@ from modelfix_core.subject import Subject
 from modelfix_metrics.decisions import predicted
 
 ROUNDING = 1e-12  # of a difference of two shares
+
+
+class Keep(StrEnum):
+    """What a new model must not lose."""
+
+    ACCURACY = "accuracy"
+    FAIRNESS = "fairness"
+    COMPATIBILITY = "compatibility"
 
 
 @dataclass(frozen=True)
