@@ -59,6 +59,16 @@ def test_a_prepared_subject_is_asked_what_can_be_applied(make_record, shift, tmp
     assert all(choice.category == "neuron" for choice in result.choices)
 
 
+def test_records_of_an_approach_that_is_not_known_are_named(make_record, tmp_path):
+    path = make_record(1) / "record.json"
+    content = json.loads(path.read_text())
+    content["entrant"]["approach"] = "homemade"
+    path.write_text(json.dumps(content))
+    result = advise([tmp_path / "home" / "runs"])
+    assert result.notes == ("Not ranked, for nothing is known of them here: homemade.",)
+    assert "homemade" not in result.approaches
+
+
 def test_what_every_subject_has_is_not_asked_for():
     result = advise(given={Need.REPAIR, Need.TRAIN})
     assert {own.approach for own in result.left_out} == {"neurecover", "distrrep"}

@@ -82,7 +82,14 @@ def advise(
         )
     except ms.StatsError as error:
         raise ModelfixError(str(error)) from error
-    return Recommendation(result.choices, result.left_out, (*result.notes, *damaged))
+    notes = (*result.notes, *_unknown(found, catalogue), *damaged)
+    return Recommendation(result.choices, result.left_out, notes)
+
+
+def _unknown(found: Sequence[records.Found], catalogue: Catalogue) -> list[str]:
+    """Say which approaches have records but are not known here, and so not ranked."""
+    names = sorted({item.record.entrant.approach for item in found} - catalogue.infos.keys())
+    return [f"Not ranked, for nothing is known of them here: {', '.join(names)}."] if names else []
 
 
 def _blocked(
