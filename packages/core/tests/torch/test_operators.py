@@ -169,7 +169,7 @@ def test_agrees_and_lets_gradients_through(case):
         assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("shape", [(5, 3, 8, 9), (2, 1, 7, 11), (1, 4, 2, 3)])
+@pytest.mark.parametrize("shape", [(5, 3, 8, 9), (2, 1, 7, 11), (1, 4, 2, 3), (40, 3, 7, 11)])
 def test_windows_side_by_side_are_pooled_as_torch_does(shape):
     from modelfix_core.torch.operators import MaxPool
 
@@ -181,6 +181,27 @@ def test_windows_side_by_side_are_pooled_as_torch_does(shape):
     for operator, given in zip((pool, torchs), inputs, strict=True):
         operator(given).square().sum().backward()
     assert torch.equal(inputs[0].grad, inputs[1].grad)  # on ties too
+    with_nan = x.clone().requires_grad_()
+    assert torch.equal(pool(with_nan).isnan(), torchs(with_nan).isnan())
+
+
+def test_pooling_of_many_images_is_differentiated_twice_and_by_candidate():
+    from modelfix_core.torch.operators import MaxPool
+
+    pools = MaxPool(2, 2), torch.nn.MaxPool2d(2)
+    x = torch.randn((3, 20, 2, 6, 6), generator=torch.Generator().manual_seed(0))
+    second, by_candidate = [], []
+    for pool in pools:
+        given = x[0].clone().requires_grad_()
+        (slope,) = torch.autograd.grad(pool(given).pow(3).sum(), given, create_graph=True)
+        second.append(torch.autograd.grad(slope.square().sum(), given)[0])
+
+        def loss(given, pool=pool):
+            return pool(given).square().sum()
+
+        by_candidate.append(torch.func.vmap(torch.func.grad(loss))(x))
+    assert torch.equal(*second)
+    assert torch.equal(*by_candidate)
 
 
 def test_constants_follow_the_network_and_are_not_trained():

@@ -26,6 +26,7 @@ WEIGHTED = {
 }
 # Other operators with a constant argument that training may change, and its position.
 TRAINABLE_ARGUMENT = {"MatMul": 1, "PRelu": 1}
+FEW_IMAGES = 16  # fill no vector register
 
 
 class Concat(nn.Module):
@@ -92,13 +93,47 @@ class MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pool [N, C, H, W]."""
-        # On ties the gradient of a maximum differs from that of torch's pooling.
-        if x.device.type != "cpu" or (x.requires_grad and torch.is_grad_enabled()):
+        if x.device.type != "cpu":
             return nn.functional.max_pool2d(x, self.window)
+        if x.requires_grad and torch.is_grad_enabled():
+            # Neighbours in memory are treated at once below, which single images are not.
+            if len(x) < FEW_IMAGES:
+                return nn.functional.max_pool2d(x, self.window)
+            return _PoolBatchLast.apply(x, self.window)[0]
         for axis, size in zip((-2, -1), self.window, strict=True):
             x = x.narrow(axis, 0, x.shape[axis] // size * size).unflatten(axis, (-1, size))
             x = reduce(torch.maximum, x.unbind(axis))
         return x
+
+
+class _PoolBatchLast(torch.autograd.Function):
+    """Torch's max-pool, values and gradients to the bit, with the images innermost in memory.
+
+    Its kernel then compares many images at once, where it compares number by number otherwise. On
+    ties the gradient goes to the first of the equals, unlike that of a maximum.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, window: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        images_last = x.permute(1, 2, 3, 0).contiguous().permute(0, 3, 1, 2)
+        pooled, index = torch.ops.aten.max_pool2d_with_indices(images_last, window, window)
+        return pooled.transpose(0, 1).contiguous(), index.transpose(0, 1).contiguous()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        x, ctx.window = inputs
+        index = output[1]
+        ctx.mark_non_differentiable(index)
+        ctx.save_for_backward(x, index)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor, _) -> tuple[Tensor, None]:
+        x, index = ctx.saved_tensors
+        options = (ctx.window, ctx.window, (0, 0), (1, 1), False)
+        back = torch.ops.aten.max_pool2d_with_indices_backward
+        return back(gradient, x, *options, index), None
 
 
 def readable(proto: onnx.ModelProto) -> GraphProto:
