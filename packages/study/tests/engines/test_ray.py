@@ -1,5 +1,6 @@
 """A real Ray cluster of two nodes on one machine."""
 
+import contextlib
 import subprocess
 import time
 
@@ -20,8 +21,6 @@ for line in sys.stdin:
     if line == "kill\\n":
         cluster.remove_node(second, allow_graceful=False)
         print("killed", flush=True)
-    else:
-        break
 cluster.shutdown()
 """
 
@@ -30,11 +29,13 @@ cluster.shutdown()
 def cluster(stub_python):
     process = subprocess.Popen(
         [stub_python, "-c", CLUSTER],
-        env=clean_environ() | {"RAY_DISABLE_IMPORT_WARNING": "1"},
+        env=clean_environ() | {"RAY_raylet_start_wait_time_s": "300"},  # on busy machines
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     yield process
-    process.communicate("end\n", timeout=120)
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+    process.wait(120)
 
 
 def on_both_nodes(home):

@@ -63,13 +63,13 @@ class Process:
         """Ask it to end."""
         self._signal(signal.SIGINT)
 
-    def stop(self) -> None:
-        """Ask it to end, and end it if it does not listen."""
+    def stop(self, patience: float = PATIENCE) -> None:
+        """Ask it to end, and end it if it does not within `patience` seconds."""
         if self._popen.poll() is not None:
             return
         self.interrupt()
         with contextlib.suppress(subprocess.TimeoutExpired):
-            self._popen.wait(PATIENCE)
+            self._popen.wait(patience)
         self._signal(signal.SIGKILL)
         self._popen.wait()
 
@@ -89,7 +89,10 @@ def run(arguments: Sequence[str]) -> tuple[int, str]:
 
 
 def tie() -> None:
-    """End this process's group when the process that started it is gone."""
+    """End this process's group when the process that started it is gone, or asks for it.
+
+    What was started in the background ignores interrupts; what it starts would inherit that.
+    """
 
     def watch() -> None:
         with contextlib.suppress(OSError):
@@ -97,4 +100,5 @@ def tie() -> None:
                 pass
         os.killpg(0, signal.SIGKILL)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=watch, daemon=True, name="tie").start()

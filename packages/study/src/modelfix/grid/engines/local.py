@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import psutil
 
 from modelfix.grid.engines import GIB, Ended, Started, Work
-from modelfix.grid.process import Process
+from modelfix.grid.process import PATIENCE, Process
 
 RESERVE = GIB  # bytes of memory that stay free
 TINY = 1e-9  # of a GPU, for sums of parts
@@ -66,8 +66,9 @@ class Local:
         self._waiting.clear()
         for process, _ in self._running.values():
             process.interrupt()
+        end = time.monotonic() + PATIENCE
         for process, _ in self._running.values():
-            process.stop()
+            process.stop(max(0.0, end - time.monotonic()))
         self._running.clear()
 
     def _collect(self) -> list[Ended]:
