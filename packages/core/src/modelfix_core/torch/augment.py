@@ -5,6 +5,7 @@ different operations. Results are those of Pillow up to its rounding to 8 bits.
 Source: Hendrycks et al., "AugMix", ICLR 2020.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -148,59 +149,91 @@ def apply(images: Tensor, operation: np.ndarray, strength: np.ndarray) -> Tensor
     Tensor of float, [N, C, H, W]
         In [0, 1].
     """
-    result = images.clone()
-    _apply(result, np.arange(len(images)), operation, strength)
-    return result
+    result = torch.empty_like(images)
+    rows = _apply(images, np.arange(len(images)), operation, strength, result)
+    return result.index_select(0, _index(np.argsort(rows), images))
 
 
-def _apply(images: Tensor, rows: np.ndarray, operation: np.ndarray, strength: np.ndarray) -> None:
-    """Apply operations in place to `rows`, with one call for each kind that is present."""
+def _apply(
+    images: Tensor, rows: np.ndarray, operation: np.ndarray, strength: np.ndarray, out: Tensor
+) -> np.ndarray:
+    """Write what operations make of rows of images to `out`, and return their order there."""
     order = np.argsort(KIND[operation], kind="stable")
-    kinds, starts = np.unique(KIND[operation][order], return_index=True)
-    for kind, members in zip(kinds, np.split(order, starts[1:]), strict=True):
-        where = torch.from_numpy(rows[members]).to(images.device)
-        part = images.index_select(0, where)
-        if kind == GEOMETRIC:
-            changed = _warp(part, operation[members], strength[members])
-        else:
-            value = torch.as_tensor(strength[members], dtype=images.dtype, device=images.device)
-            changed = PHOTOMETRIC[OPERATIONS[kind]](part, value.view(-1, 1, 1, 1))
-        images.index_copy_(0, where, changed)
+    operation, strength = operation[order], strength[order]
+    source = _index(rows[order], images)
+    # Operations of one kind are done by one call, right after its images were fetched.
+    edges = np.flatnonzero(np.diff(KIND[operation], prepend=-1, append=-1))
+    for first, end in itertools.pairwise(edges):
+        part = out[first:end]
+        torch.index_select(images, 0, source[first:end], out=part)
+        KINDS[KIND[operation[first]]](part, operation[first:end], strength[first:end])
+    return order
+
+
+# Conditions on pixels are arithmetic here, by a ramp as steep as this: on processors, comparisons
+# and selections take several times as long as products.
+STEEP = 1e30
 
 
 # -- geometric operations ----------------------------------------------------------------------
 
 
-def _warp(images: Tensor, operation: np.ndarray, strength: np.ndarray) -> Tensor:
+def _along_rows(images: Tensor, operation: np.ndarray, strength: np.ndarray) -> None:
+    _slide(images, _shifts(operation, strength, images.shape[2]))
+
+
+def _along_columns(images: Tensor, operation: np.ndarray, strength: np.ndarray) -> None:
+    _slide(images.transpose(2, 3), _shifts(operation, strength, images.shape[3]))
+
+
+def _shifts(operation: np.ndarray, strength: np.ndarray, lines: int) -> np.ndarray:
+    """Return by how many pixels shears and translations shift each line of an image, [N, lines]."""
+    sheared = np.isin(operation, (NUMBER["shear_x"], NUMBER["shear_y"]))
+    # Shears start at the upper left corner, hence also move the image.
+    return strength[:, None] * np.where(sheared[:, None], np.arange(lines) + 0.5, 1.0)
+
+
+def _slide(images: Tensor, shift: np.ndarray) -> None:
+    """Let each pixel come from `shift` pixels, [N, H], further right in its row."""
+    n, channels, height, width = images.shape
+    shift = shift.clip(-width, width)
+    whole = np.floor(shift).astype(np.int64)
+    # Pillow interpolates up to the border of the image. A moved row is a window on the long line
+    # of all rows; what it takes from its neighbours is beyond the border, and black at the end.
+    padded = functional.pad(images, (1, 1, 1, 1), mode="replicate")
+    rows = np.arange(n * channels * (height + 2)).reshape(n, channels, height + 2)[..., 1:-1]
+    start = _index(rows * (width + 2) + 1 + whole[:, None], images).flatten()
+    windows = padded.as_strided((padded.numel() - width, width + 1), (1, 1))
+    found = windows.index_select(0, start).view(n, channels, height, width + 1)
+    share = torch.from_numpy(shift - whole).to(images).view(n, 1, height, 1)
+    moved = torch.lerp(found[..., :-1], found[..., 1:], share)
+    images.copy_(moved.mul_(_inside(np.floor(shift + 0.5), width).to(images)))
+
+
+def _inside(shift: np.ndarray, width: int) -> Tensor:
+    """Return 1 where rows shifted by whole pixels, [N, H], show the image, else 0: [N, 1, H, W]."""
+    line = torch.zeros(3 * width)
+    line[width:-width] = 1
+    start = torch.from_numpy(shift.astype(np.int64) + width).flatten()
+    found = line.as_strided((2 * width + 1, width), (1, 1)).index_select(0, start)
+    return found.view(len(shift), 1, -1, width)
+
+
+def _rotate(images: Tensor, _operation: np.ndarray, degrees: np.ndarray) -> None:
     height, width = images.shape[2:]
-    theta = torch.from_numpy(_matrices(operation, strength, height, width)).to(images)
+    angle = torch.from_numpy(np.deg2rad(degrees)).to(images).view(-1, 1, 1)
+    cos, sin = angle.cos(), angle.sin()
     x = (torch.arange(width, device=images.device) * 2 + 1) / width - 1
-    y = (torch.arange(height, device=images.device) * 2 + 1) / height - 1
+    y = ((torch.arange(height, device=images.device) * 2 + 1) / height - 1).view(-1, 1)
     # Sums of rows and columns are several times faster than affine_grid's product for each pixel,
     # and complex numbers are the fastest way to lay two coordinates side by side.
-    rows = theta[:, :, 1:2] * y + theta[:, :, 2:]
-    columns = theta[:, :, 0:1] * x
-    from_x, from_y = (rows[:, i, :, None] + columns[:, i, None, :] for i in (0, 1))
+    from_x = cos * x - sin * (height / width) * y
+    from_y = sin * (width / height) * x + cos * y
     grid = torch.view_as_real(torch.complex(from_x, from_y))
-    warped = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    turned = functional.grid_sample(images, grid, padding_mode="border", align_corners=False)
     # Pillow interpolates up to the border of the image and is black beyond it.
-    inside = torch.maximum(from_x.abs_(), from_y.abs_()) < 1
-    return warped.mul_(inside.unsqueeze(1))
-
-
-def _matrices(operation, strength, height, width) -> np.ndarray:
-    """Return the maps from output to input positions in coordinates from -1 to 1, [N, 2, 3]."""
-    ratio = height / width
-    amount = {name: np.where(operation == NUMBER[name], strength, 0.0) for name in SIGNED}
-    angle = np.deg2rad(amount["rotate"])
-    theta = np.empty((len(operation), 2, 3))
-    theta[:, 0, 0] = theta[:, 1, 1] = np.cos(angle)
-    # Shears start at the upper left corner, hence also move the image.
-    theta[:, 0, 1] = (amount["shear_x"] - np.sin(angle)) * ratio
-    theta[:, 0, 2] = amount["shear_x"] * ratio + 2 * amount["translate_x"] / width
-    theta[:, 1, 0] = (amount["shear_y"] + np.sin(angle)) / ratio
-    theta[:, 1, 2] = amount["shear_y"] / ratio + 2 * amount["translate_y"] / height
-    return theta
+    beyond = torch.maximum(from_x.abs_(), from_y.abs_()).sub_(1)
+    torch.mul(turned, beyond.mul_(-STEEP).clamp_(0, 1).unsqueeze(1), out=images)
 
 
 # -- photometric operations --------------------------------------------------------------------
@@ -210,81 +243,99 @@ def luma(images: Tensor) -> Tensor:
     """Return the grey image, [N, 1, H, W], of grey or RGB images [N, C, H, W]."""
     if images.shape[1] == 1:
         return images
-    weight = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
-    return (images * weight.view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = images.split(1, dim=1)
+    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
-def _autocontrast(images: Tensor, _strength: Tensor) -> Tensor:
+def _autocontrast(images: Tensor, _strength: Tensor) -> None:
     low = images.amin(dim=(2, 3), keepdim=True)
     span = images.amax(dim=(2, 3), keepdim=True) - low
     flat = span < 1 / 512
-    return torch.where(flat, images, (images - low) / span.masked_fill(flat, 1.0))
+    images.sub_(low.masked_fill(flat, 0.0)).div_(span.masked_fill(flat, 1.0))
 
 
-def _equalize(images: Tensor, _strength: Tensor) -> Tensor:
+def _equalize(images: Tensor, _strength: Tensor) -> None:
     n, channels, height, width = images.shape
-    level = _levels(images).view(n * channels, height * width)
-    counts = torch.zeros(n * channels, 256, dtype=torch.int64, device=images.device)
-    counts.scatter_add_(1, level, torch.ones_like(level))
-    highest = level.amax(dim=1, keepdim=True)
-    step = (height * width - counts.gather(1, highest)) // 255
-    before = counts.cumsum(dim=1) - counts
-    table = ((before + step // 2) // step.clamp(min=1)).clamp(max=255).to(images.dtype) / 255
+    level = images.mul(255).round_().to(torch.int64).view(n * channels, height * width)
+    counts = images.new_zeros(n * channels, 256)
+    counts.scatter_add_(1, level, images.new_ones(1, 1).expand_as(level))
+    step = (height * width - counts.gather(1, level.amax(dim=1, keepdim=True))).div_(255).floor_()
+    table = (counts.cumsum(dim=1) - counts).add_((step / 2).floor_()).div_(step.clamp(min=1))
+    table.floor_().clamp_(max=255).div_(255)
     equal = table.gather(1, level).view_as(images)
-    return torch.where((step == 0).view(n, channels, 1, 1), images, equal)
+    images.lerp_(equal, step.clamp(max=1).view(n, channels, 1, 1))
 
 
-def _posterize(images: Tensor, bits: Tensor) -> Tensor:
+def _posterize(images: Tensor, bits: Tensor) -> None:
     block = 2.0 ** (8 - bits)
-    return (images.mul(255).round_().div_(block).floor_()) * (block / 255)
+    images.mul_(255).round_().div_(block).floor_().mul_(block / 255)
 
 
-def _solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    return torch.where(images < (threshold - 0.5) / 255, images, 1 - images)
+def _solarize(images: Tensor, threshold: Tensor) -> None:
+    bright = images.sub((threshold - 0.5) / 255).mul_(STEEP).clamp_(0, 1)
+    images.lerp_(1 - images, bright)
 
 
-def _colour(images: Tensor, factor: Tensor) -> Tensor:
-    return _blend(luma(images), images, factor)
+def _colour(images: Tensor, factor: Tensor) -> None:
+    _blend(images, luma(images), factor)
 
 
-def _contrast(images: Tensor, factor: Tensor) -> Tensor:
-    return _blend(luma(images).mean(dim=(2, 3), keepdim=True), images, factor)
+def _contrast(images: Tensor, factor: Tensor) -> None:
+    _blend(images, luma(images.mean(dim=(2, 3), keepdim=True)), factor)
 
 
-def _brightness(images: Tensor, factor: Tensor) -> Tensor:
-    return (images * factor).clamp_(0, 1)
+def _brightness(images: Tensor, factor: Tensor) -> None:
+    images.mul_(factor).clamp_(0, 1)
 
 
-def _sharpness(images: Tensor, factor: Tensor) -> Tensor:
+def _sharpness(images: Tensor, factor: Tensor) -> None:
     # The mean of the 3x3 neighbourhood in which the centre counts five times; borders stay.
-    columns = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
-    nine = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:]
-    smooth = images.clone()
-    smooth[:, :, 1:-1, 1:-1] = (nine + images[:, :, 1:-1, 1:-1] * 4) / 13
-    return _blend(smooth, images, factor)
+    columns = (images[:, :, :-2] + images[:, :, 1:-1]).add_(images[:, :, 2:])
+    nine = (columns[..., :-2] + columns[..., 1:-1]).add_(columns[..., 2:])
+    centre = images[:, :, 1:-1, 1:-1]
+    _blend(centre, nine.add_(centre, alpha=4).div_(13), factor)
 
 
-def _blend(start: Tensor, end: Tensor, factor: Tensor) -> Tensor:
-    return (start + factor * (end - start)).clamp_(0, 1)
+def _blend(images: Tensor, start: Tensor, factor: Tensor) -> None:
+    images.mul_(factor).add_(start * (1 - factor)).clamp_(0, 1)
 
 
-def _levels(images: Tensor) -> Tensor:
-    return images.mul(255).round_().to(torch.int64)
+# -- kinds: operations that are done together --------------------------------------------------
+
+Kind = Callable[[Tensor, np.ndarray, np.ndarray], None]
 
 
-PHOTOMETRIC: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "autocontrast": _autocontrast,
-    "equalize": _equalize,
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "colour": _colour,
-    "contrast": _contrast,
-    "brightness": _brightness,
-    "sharpness": _sharpness,
+def _photometric(function: Callable[[Tensor, Tensor], None]) -> Kind:
+    def kind(images: Tensor, _operation: np.ndarray, strength: np.ndarray) -> None:
+        value = torch.as_tensor(strength, dtype=images.dtype, device=images.device)
+        function(images, value.view(-1, 1, 1, 1))
+
+    return kind
+
+
+def _nothing(_images: Tensor, _operation: np.ndarray, _strength: np.ndarray) -> None:
+    """Leave the images: a copy is where a chain starts."""
+
+
+OF_KIND: dict[Kind, tuple[str, ...]] = {
+    _along_rows: ("shear_x", "translate_x"),
+    _along_columns: ("shear_y", "translate_y"),
+    _rotate: ("rotate",),
+    _photometric(_autocontrast): ("autocontrast",),
+    _photometric(_equalize): ("equalize",),
+    _photometric(_posterize): ("posterize",),
+    _photometric(_solarize): ("solarize",),
+    _photometric(_colour): ("colour",),
+    _photometric(_contrast): ("contrast",),
+    _photometric(_brightness): ("brightness",),
+    _photometric(_sharpness): ("sharpness",),
+    _nothing: (COPY,),
 }
-GEOMETRIC = -1
-# Number of the kernel of each operation: its own, or one for all geometric operations.
-KIND = np.array([NUMBER[name] if name in PHOTOMETRIC else GEOMETRIC for name in OPERATIONS])
+KINDS = tuple(OF_KIND)
+# Position in `KINDS` of each operation.
+KIND = np.empty(len(NUMBER), dtype=np.int64)
+for _kind, _names in enumerate(OF_KIND.values()):
+    KIND[[NUMBER[name] for name in _names]] = _kind
 
 
 # -- chains and views --------------------------------------------------------------------------
@@ -359,9 +410,8 @@ def views(
     Tensor of float, [count, N, C, H, W]
         In [0, 1].
     """
-    m = _per_image(draw_weights(mixing, rng, (count, len(images))), images)
-    mixed = mixtures(images, mixing, rng, count, companions, copies)
-    return torch.lerp(images.expand_as(mixed), mixed, m)
+    m = draw_weights(mixing, rng, (count, len(images)))
+    return _blended(images, m, mixing, rng, companions, copies)
 
 
 def mixtures(
@@ -378,14 +428,33 @@ def mixtures(
     -------
     Tensor of float, [count, N, C, H, W]
     """
-    width = mixing.width + (companions is not None)
-    shares = rng.dirichlet(np.ones(width), size=(count, len(images)))
-    mixed = mix(chains(images, mixing, rng, count, copies), shares[..., : mixing.width])
+    m = np.ones((count, len(images)))
+    return _blended(images, m, mixing, rng, companions, copies)
+
+
+def _blended(
+    images: Tensor,
+    m: np.ndarray,
+    mixing: Mixing,
+    rng: np.random.Generator,
+    companions: Tensor | None,
+    copies: Tensor | None,
+) -> Tensor:
+    """Blend images with mixtures of their chains; these have the weights m, [count, N]."""
+    width = mixing.width
+    shares = m[..., None] * rng.dirichlet(np.ones(width + (companions is not None)), size=m.shape)
+    given = [part for part in (images, copies, companions) if part is not None]
+    table, ends = _chained(given, mixing, rng, len(m), copies is not None)
+    own = np.broadcast_to(np.arange(len(images)), m.shape)
+    places = np.concatenate([own[..., None], ends.transpose(0, 2, 1)], axis=-1)
+    weights = np.concatenate([1 - m[..., None], shares[..., :width]], axis=-1)
     if companions is not None:
-        weight = _per_image(draw_weights(mixing, rng, (count, len(images))), images)
-        blended = torch.lerp(images.expand_as(mixed), companions.expand_as(mixed), weight)
-        mixed += _per_image(shares[..., -1], images) * blended
-    return mixed
+        # The chain that blends an image with its companion.
+        weight = draw_weights(mixing, rng, m.shape)
+        weights[..., 0] += shares[..., -1] * (1 - weight)
+        weights = np.concatenate([weights, (shares[..., -1] * weight)[..., None]], axis=-1)
+        places = np.concatenate([places, own[..., None] + len(images) * (len(given) - 1)], axis=-1)
+    return _weighted(table, places, weights)
 
 
 def chains(
@@ -406,15 +475,38 @@ def chains(
     -------
     Tensor of float, [count, width, N, C, H, W]
     """
-    drawn = draw_chains(mixing, rng, count * mixing.width * len(images), images.shape[1:])
-    result = images.repeat(count * mixing.width, 1, 1, 1)
-    if copies is not None:
-        starts = np.unique(np.concatenate([d.rows[d.operation == NUMBER[COPY]] for d in drawn]))
-        result[torch.from_numpy(starts)] = copies[torch.from_numpy(starts % len(images))]
+    given = [images] if copies is None else [images, copies]
+    table, ends = _chained(given, mixing, rng, count, copies is not None)
+    return table[_index(ends, images)]
+
+
+def _chained(
+    given: Sequence[Tensor], mixing: Mixing, rng: np.random.Generator, count: int, copied: bool
+) -> tuple[Tensor, np.ndarray]:
+    """Carry out chains for the first of `given`, whose copies come next if there are some.
+
+    Returns
+    -------
+    table : Tensor, [M, C, H, W]
+        What is given, then what every operation of every chain made.
+    ends : ndarray of int, [count, width, N]
+        Rows of the table with which the chains end.
+    """
+    n, shape = len(given[0]), given[0].shape[1:]
+    drawn = draw_chains(mixing, rng, count * mixing.width * n, shape)
+    place = np.tile(np.arange(n), count * mixing.width)
+    if copied:
+        place[np.concatenate([d.rows[d.operation == NUMBER[COPY]] for d in drawn])] += n
+    filled = sum(map(len, given))
+    table = given[0].new_empty(filled + sum(len(draw.rows) for draw in drawn), *shape)
+    torch.cat(list(given), out=table[:filled])
     for draw in drawn:
-        changes = draw.operation != NUMBER[COPY]
-        _apply(result, draw.rows[changes], draw.operation[changes], draw.strength[changes])
-    return result.view(count, mixing.width, *images.shape)
+        end = filled + len(draw.rows)
+        source, made = table[:filled], table[filled:end]
+        order = _apply(source, place[draw.rows], draw.operation, draw.strength, made)
+        place[draw.rows[order]] = np.arange(filled, end)
+        filled = end
+    return table, place.reshape(count, mixing.width, n)
 
 
 class Drawn(NamedTuple):
@@ -466,8 +558,16 @@ def mix(chained: Tensor, shares: np.ndarray) -> Tensor:
     -------
     Tensor, [count, N, C, H, W]
     """
-    weight = torch.as_tensor(shares, dtype=chained.dtype, device=chained.device)
-    return torch.einsum("vwnchx,vnw->vnchx", chained, weight)
+    places = np.arange(chained.shape[:3].numel()).reshape(chained.shape[:3])
+    return _weighted(chained.flatten(0, 2), places.transpose(0, 2, 1), shares)
+
+
+def _weighted(table: Tensor, places: np.ndarray, weights: np.ndarray) -> Tensor:
+    """Sum rows of the table, [M, C, H, W], that have places and weights, [count, N, S]."""
+    index = _index(places, table).flatten(0, 1)
+    weight = torch.from_numpy(weights).to(table).flatten(0, 1)
+    total = functional.embedding_bag(index, table.flatten(1), mode="sum", per_sample_weights=weight)
+    return total.view(*places.shape[:2], *table.shape[1:])
 
 
 def draw_weights(
@@ -485,10 +585,8 @@ def draw_weights(
     return (mixing.weight + mixing.spread * drawn).clamp(0, 1).numpy()
 
 
-def _per_image(values: np.ndarray, images: Tensor) -> Tensor:
-    """Shape one value per view and image, [count, N], so that it multiplies [count, N, C, H, W]."""
-    tensor = torch.as_tensor(values, dtype=images.dtype, device=images.device)
-    return tensor.view(*values.shape, 1, 1, 1)
+def _index(rows: np.ndarray, images: Tensor) -> Tensor:
+    return torch.from_numpy(rows).to(images.device)
 
 
 def crop_and_flip(
