@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from modelfix_core.approach import Outcome
 from modelfix_core.errors import ModelfixError
 from modelfix_core.job import JOB_FILE, Job
 from modelfix_core.model import Model
@@ -25,6 +24,7 @@ from modelfix.runtimes import Runtimes
 
 AUTO = "auto"
 SHARES = 2  # even shares of the time left that an approach may use
+LEAST = 5.0  # seconds, with less left nothing is begun
 NFR = 0.01  # the most that counts as kept predictions, unless a limit is given
 
 
@@ -162,18 +162,22 @@ def search(
     deadline = None if seconds is None else time.monotonic() + seconds
     trials = []
     for number, approach in enumerate(approaches, 1):
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            trials += [
-                Trial(name, rejected="not tried: the time was up")
-                for name in approaches[number - 1 :]
-            ]
-            break
         report(f"{number} of {len(approaches)}: {approach}")
+        left = None if deadline is None else max(LEAST, deadline - time.monotonic())
         share = None if left is None else min(left, SHARES * left / (len(approaches) - number + 1))
-        trial = _try(home, runtimes, job(approach, share), subject)
+        if left == LEAST:
+            trial = _reused(job(approach, LEAST), subject)
+        else:
+            trial = _try(home, runtimes, job(approach, share), subject)
         trials.append(_judged(trial, subject, inputs, before, limits))
     return Search(trials)
+
+
+def _reused(job: Job, subject: Subject) -> Trial:
+    cell = known(job, subject)
+    if cell is None:
+        return Trial(job.approach, rejected="not tried: the time was up")
+    return Trial(job.approach, cell.folder, cell.record, reused=True)
 
 
 def _try(home: cells.Home, runtimes: Runtimes, job: Job, subject: Subject) -> Trial:
@@ -202,12 +206,8 @@ def known(job: Job, subject: Subject) -> cells.Cell | None:
     same = made_by.model_dump(exclude=aside) == job.model_dump(exclude=aside)
     same &= record.hashes.get("data") == subject.card.data_hash
     same &= all(part.endswith(f" {__version__}") for part in record.entrant.version.split(", "))
-    cut_short = (
-        record.reason is not None
-        and record.outcome is not Outcome.UNADAPTABLE
-        and made_by.seconds is not None
-    )
-    enough = not cut_short or (job.seconds is not None and made_by.seconds >= job.seconds)
+    cut_short = "time limit" in (record.reason or "")
+    enough = not cut_short or (made_by.seconds or 0.0) >= (job.seconds or float("inf"))
     return cells.Cell(job.record, record, True) if same and enough else None
 
 
