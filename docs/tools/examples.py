@@ -107,15 +107,14 @@ class Shell:
 
 def essence(lines: list[str]) -> list[list[str]]:
     """Return the words and numbers of every line without what depends on the machine."""
-    column, found = None, []
+    found, end = [], 0  # of the column of seconds, whose numbers stand to the right
     for line in lines:
-        masked = MACHINE.sub("TIME", line)
-        if column is not None:
-            masked = re.sub(rf"(?<=^.{{{column - 9}}})[\d. ]{{9}}(?!\d)", " TIME", masked)
-        heading = TIMES.search(line)
-        if heading:
-            column = heading.end()
-        found.append(TOKEN.findall(masked))
+        start = line.rfind(" ", 0, end) + 1
+        if end and re.fullmatch(r"[\d.]+", line[start:end]):
+            line = f"{line[:start]}TIME{line[end:]}"
+        elif heading := TIMES.search(line):
+            end = heading.end()
+        found.append(TOKEN.findall(MACHINE.sub("TIME", line)))
     return found
 
 
