@@ -663,9 +663,9 @@ class _Run:
 
 
 def _optimizer(recipe: FineTuning, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay}
+    common = {"lr": recipe.learning_rate, "weight_decay": recipe.weight_decay, "fused": True}
     if recipe.optimizer == "adam":
-        return torch.optim.Adam(parameters, fused=True, **common)
+        return torch.optim.Adam(parameters, **common)
     nesterov = recipe.nesterov and recipe.momentum > 0
     return torch.optim.SGD(parameters, momentum=recipe.momentum, nesterov=nesterov, **common)
 
