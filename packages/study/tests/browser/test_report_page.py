@@ -397,6 +397,21 @@ def test_the_figures_follow_the_colour_scheme(visit, report):
     page.wait_for_function(f"before => ({ink})() !== before", arg=before)
 
 
+@pytest.mark.parametrize("kept", ["no cell finished", "one repetition", "one entrant"])
+def test_little_data_is_no_error(visit, kept):
+    frame = results()
+    if kept == "no cell finished":
+        frame = frame.assign(outcome="FAILURE", reason="the time limit was exceeded", value=None)
+    elif kept == "one repetition":
+        frame = frame[frame["repetition"] == 0]
+    else:
+        frame = frame[frame["entrant"] == "e0"]
+    page = visit(build(Content(frame)))
+    assert page.locator("#outcomes").is_visible()
+    assert page.locator("#empty").is_visible() == (kept == "no cell finished")
+    assert "NaN" not in page.locator("body").inner_text()
+
+
 def test_hostile_names_stay_texts(visit):
     frame = results()
     names = {"e0": HOSTILE, "s0": HOSTILE}

@@ -38,7 +38,12 @@ const Figures = (() => {
 
   const labelOf = (data, e) => plain(data.entrants[e].label);
   const hoverOf = (data, e, text) => `<b>${plain(data.entrants[e].name)}</b><br>${text}`;
-  const categoriesOf = (data, entrants) => [...new Set(entrants.map((e) => data.entrants[e].category))];
+
+  /** The categories of some entrants, in the order of the report. */
+  function categoriesOf(data, entrants) {
+    const here = new Set(entrants.map((e) => data.entrants[e].category));
+    return [...new Set(data.entrants.map((one) => one.category))].filter((one) => here.has(one));
+  }
 
   function title(metric, data) {
     const wanted = metric.scoring === "time" ? "" : `, ${metric.higher ? "higher" : "lower"} is better`;
