@@ -9,7 +9,7 @@ from modelfix_core.seeds import generator
 from modelfix_core.torch import load
 from modelfix_fsgmix import FSGMix, FSGMixConfig
 from modelfix_fsgmix.descriptor import describe, reduced
-from modelfix_fsgmix.fine_tuning import Companions, joined, repair, views_of
+from modelfix_fsgmix.fine_tuning import Companions, repair, views_of
 from modelfix_fsgmix.guidance import draw_shots, guide
 from torch import nn
 
@@ -191,16 +191,6 @@ def test_companions_are_failures_of_the_class():
     assert seen[5] == [3]
     for absent in (1, 3, 4, 6, 7):
         assert seen[absent] == [10]
-
-
-def test_failures_are_appended_in_the_type_of_the_training_images(digits):
-    bright = digits.select(slice(0, 5))
-    as_float = Split(bright.images(), bright.y)
-    for train, added in ((digits, as_float), (as_float, bright), (digits, bright)):
-        both = joined(train, added)
-        assert both.x.dtype == train.x.dtype
-        np.testing.assert_allclose(both.images(slice(-5, None)), bright.images(), atol=1e-6)
-        np.testing.assert_array_equal(both.y[-5:], bright.y)
 
 
 def test_views_begin_with_the_image(rotated_task):

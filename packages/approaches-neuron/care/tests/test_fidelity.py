@@ -7,12 +7,13 @@ from modelfix_care import Care
 from modelfix_care.hidden import find_hidden
 from modelfix_care.localisation import average_causal_effects, objective, select
 from modelfix_care.repair import Gain, repair
-from modelfix_care.tail import Tail, _margins
+from modelfix_care.tail import Tail
 from modelfix_core.approach import Candidate, Localisation, Task
 from modelfix_core.dataset import Split
 from modelfix_core.search import InertiaSwarm
 from modelfix_core.search.inertia_swarm import wrap
 from modelfix_core.torch import load
+from modelfix_core.torch.margins import margins
 from modelfix_testing import mlp
 
 ALL = np.full(10, -np.inf)
@@ -112,7 +113,7 @@ def test_2_position_zero_costs_nothing_and_keeps_every_bit(networks, inputs, nam
     net = load(model)
     with torch.no_grad():
         original = net(torch.from_numpy(split.images())).numpy()
-    order = _margins(torch.from_numpy(original), torch.from_numpy(split.y)).argsort(stable=True)
+    order = margins(torch.from_numpy(original), torch.from_numpy(split.y)).argsort(stable=True)
     ours, original = tail.logits(neurons, np.ones((1, 2)))[:, 0], original[order.numpy()]
     assert len({row.tobytes() for row in ours}) > 1
     if name in NOTHING_ABOVE:

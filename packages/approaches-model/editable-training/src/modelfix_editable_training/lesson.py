@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from modelfix_core.dataset import Split
 from modelfix_core.torch.bridge import TorchModel
+from modelfix_core.torch.margins import margins
 from modelfix_core.torch.training import Epoch, Feed, FineTuning, Step
 from torch import Tensor
 from torch.nn import functional
@@ -227,9 +228,3 @@ class RandomLabelPool(Pool):
         place = self.places[rng.integers(len(self.places))]
         x, y = next(iter(self.feed.batches(np.array([place]), 1)))
         return x, torch.full_like(y, int(rng.integers(self.classes)))
-
-
-def margins(logits: Tensor, y: Tensor) -> Tensor:
-    """Return the logit of the label less the best other one, [N]; negative where it is wrong."""
-    wanted = logits.gather(1, y[:, None]).squeeze(1)
-    return wanted - logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)

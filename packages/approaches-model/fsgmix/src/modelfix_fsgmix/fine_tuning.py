@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from modelfix_core.approach import Candidate, Task
 from modelfix_core.dataset import Split
+from modelfix_core.joining import join
 from modelfix_core.torch import TorchModel, augment
 from modelfix_core.torch.training import (
     FineTuning,
@@ -68,17 +69,7 @@ def repair(
     """Yield the candidates of every learning rate, each from the original weights."""
     train, shots = task.train, task.repair.select(guidance.shots)
     assert train is not None, "`FSGMix.check` refuses tasks without training images"
-    split = joined(train, shots) if config.include_failures else train
+    split = join(train, shots) if config.include_failures else train
     views = views_of(config, guidance, shots, task.device)
     recipe = FineTuning.of(config)
     yield from fine_tune_at(config.learning_rates, net, task, split, recipe, loss_of(config), views)
-
-
-def joined(train: Split, shots: Split) -> Split:
-    """Return the training images followed by the shots, held in memory."""
-    x = shots.images() if train.x.dtype != np.uint8 else _as_bytes(shots)
-    return Split(np.concatenate([train.x, x]), np.concatenate([train.y, shots.y]))
-
-
-def _as_bytes(split: Split) -> np.ndarray:
-    return np.round(split.images() * 255).astype(np.uint8)

@@ -15,6 +15,7 @@ from modelfix_core.errors import Failure, Unadaptable
 from modelfix_core.population import DEFAULT_MEMORY
 from modelfix_core.torch import TorchModel, batches
 from modelfix_core.torch.bridge import Step
+from modelfix_core.torch.margins import margins
 from modelfix_core.torch.population import WORKING_MEMORY
 from torch import Tensor
 
@@ -84,7 +85,7 @@ class Tail:
                 parts[name].append(value)
         held = {name: torch.cat(parts.pop(name)) for name in names}
         y = torch.tensor(np.asarray(split.y), dtype=torch.int64, device=self.net.device)
-        order = _margins(held[self._output], y).argsort(stable=True)
+        order = margins(held[self._output], y).argsort(stable=True)
         self._held = {name: value[order] for name, value in held.items()}
         self.y = y[order]
         self.right = (self._held[self._output].argmax(dim=1) == self.y).cpu().numpy()
@@ -287,10 +288,3 @@ def _sides(net: TorchModel, entry: str) -> list[str]:
             affected.update(step.outputs)
             above.append(step)
     return sorted({n for step in above for n in step.inputs if n in made} - affected)
-
-
-def _margins(logits: Tensor, y: Tensor) -> Tensor:
-    """Return by how much each label's logit exceeds the largest other, [n]."""
-    own = logits.gather(1, y[:, None])
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return own[:, 0] - others.amax(dim=1)

@@ -8,6 +8,7 @@ the batch and runs through the unpatched layers. The classes that a patch of the
 not touch enter the loss through their kept maximum and log-sum-exp.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -202,11 +203,11 @@ def _identity(tensor: tf.Tensor) -> tf.Tensor:
     return tensor
 
 
-class _Base:
+class _Base(ABC):
     """Tensors of the unpatched model and what is derived from them, each under a key."""
 
-    def get(self, tensor: str, key: Any = None, recipe: Callable = _identity) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def get(self, tensor: str, key: Any = None, recipe: Callable = _identity) -> Any: ...
 
     def channels(self, tensor: str, channels: np.ndarray | None) -> tf.Tensor:
         """Return a tensor's channels, [n, ..., C']; all of them for None."""
