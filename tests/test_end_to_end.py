@@ -78,6 +78,33 @@ def test_fix(modelfix, home, subject, approach):
     assert cell["evaluation"]["metrics"]["accuracy"]["value"] == pytest.approx(after.mean())
 
 
+@pytest.mark.slow
+def test_auto(modelfix, home, subject):
+    """What is chosen passes on validation, by a count of its own, and is evaluated on test."""
+    command = ["fix", "-a", "auto", "-s", SUBJECT, "--keep", "accuracy,compatibility"]
+    command += ["--max-nfr", "5%", "--time-limit", "3m", "--no-attack", "--json"]
+    done = modelfix(*command)
+    assert done.returncode in (0, 1), done.stderr
+    found = json.loads(done.stdout)
+    assert (found["best"] is None) == (done.returncode == 1)
+    validation = subject.dataset(("validation",))["validation"]
+    before = subject.model.predict(validation).argmax(axis=1) == validation.y
+    passing = {}
+    for trial in found["trials"]:
+        if trial["validation"] is None:
+            assert trial["rejected"]
+            continue
+        model = Model.load(f"{trial['folder']}/fixed.onnx")
+        after = model.predict(validation).argmax(axis=1) == validation.y
+        good = after.sum() >= before.sum() and (before & ~after).mean() <= 0.05
+        assert (trial["rejected"] is None) == (good and (~before & after).any())
+        if trial["rejected"] is None:
+            passing[trial["folder"]] = after.mean()
+    if passing:
+        assert passing[found["best"]["folder"]] == max(passing.values())
+        assert found["best"]["evaluation"]["metrics"]["accuracy"]["split"] == "test"
+
+
 def test_check_says_what_applies(modelfix, subject):
     done = modelfix("check", "--subject", SUBJECT, "--json")
     rows = {row["approach"]: row for row in json.loads(done.stdout)}
