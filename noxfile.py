@@ -83,6 +83,15 @@ def evaluate(session: nox.Session) -> None:
     modelfix(session, "evaluate", *session.posargs)
 
 
+@nox.session
+def study(session: nox.Session) -> None:
+    """Run a study of `studies/`: `nox -s study -- mnist --engine ray`; default smoke."""
+    name, *options = session.posargs or ["smoke"]
+    environment = ENGINES if any(option.startswith("--engine") for option in options) else HOME
+    file = str(ROOT / "studies" / f"{name}.yaml")
+    run(session, environment, "-m", "modelfix", "study", "run", file, *options, success_codes=[0])
+
+
 @nox.session(name="modelfix")
 def command(session: nox.Session) -> None:
     """Run any `modelfix` command: `nox -s modelfix -- approaches`."""
