@@ -23,6 +23,7 @@ WORKSPACE = Workspace(ROOT)
 REPORTS = ROOT / ".modelfix" / "reports"
 NO_TESTS = 5  # pytest's exit code when nothing was collected
 HOME = "modelfix"  # the environment of the command, and of everything that looks at the whole
+ENGINES = "study-engines"  # the command with Ray and submitit
 # Environments beside the members': a dependency group of the root, and whose needs it shares.
 TOOLS: dict[str, list[str]] = {"dev": [], "docs": ["packages/study/pyproject.toml"]}
 # What is tried of the built wheels: extras, and an approach of each framework with quick options.
