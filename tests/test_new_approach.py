@@ -45,7 +45,4 @@ def test_a_new_approach_works_from_the_start(checkout, framework):
     assert "My Approach (neuron-level) on fashion-mini-lenet5" in said
     assert "FIXED" in said
     session("catalogue")
-    session(
-        "tests-modelfix", "-k", "test_workspace or test_new", "--deselect",
-        "tests/test_new_approach.py",
-    )  # fmt: skip
+    session("tests-modelfix", "-k", "test_workspace or test_new or test_wheels")

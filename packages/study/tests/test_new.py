@@ -15,7 +15,7 @@ BOUNDS = bounds(__version__)
 
 
 def plan(category=Level.NEURON, framework=Bridge.TORCH):
-    return Plan("my-approach", category, framework, "My Approach", "MAP")
+    return Plan("unheard-of", category, framework, "Unheard Of", "UHO")
 
 
 @pytest.mark.parametrize("category", Level)
@@ -25,7 +25,7 @@ def test_the_template_is_complete(tmp_path, category, framework):
     render(plan(category, framework), folder)
     made = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*.*")}
     for part in ("approach", "localisation", "repair", "__init__"):
-        assert f"src/modelfix_my_approach/{part}.py" in made
+        assert f"src/modelfix_unheard_of/{part}.py" in made
     texts = {name: path.read_text() for name, path in made.items()}
     for name, text in texts.items():
         assert "{{" not in text, name
@@ -34,12 +34,12 @@ def test_the_template_is_complete(tmp_path, category, framework):
             ast.parse(text)
     project = tomllib.loads(texts["pyproject.toml"])["project"]
     assert project["entry-points"]["modelfix.approaches"] == {
-        "my-approach": "modelfix_my_approach:MyApproach"
+        "unheard-of": "modelfix_unheard_of:UnheardOf"
     }
     assert f"modelfix-core[{framework}]{BOUNDS}" in project["dependencies"]
     other = {"torch": "keras", "tensorflow": "torch"}[framework]
-    assert f"modelfix_core.{other} " not in texts["src/modelfix_my_approach/repair.py"]
-    assert f"Category.{category.upper()}" in texts["src/modelfix_my_approach/approach.py"]
+    assert f"modelfix_core.{other} " not in texts["src/modelfix_unheard_of/repair.py"]
+    assert f"Category.{category.upper()}" in texts["src/modelfix_unheard_of/approach.py"]
     assert (folder / "LICENSE").read_text() == (CHECKOUT.root / "LICENSE").read_text()
 
 
@@ -78,29 +78,29 @@ def root(tmp_path):
 
 
 def test_its_place_in_a_checkout(root):
-    folder = root / "packages" / "approaches-neuron" / "my-approach"
+    folder = root / "packages" / "approaches-neuron" / "unheard-of"
     render(plan(), folder)
     settle(plan(), folder, root)
-    (member,) = [m for m in Workspace(root).approaches if m.name == "my-approach"]
-    assert member.session == "fix-neuron-my-approach"
-    assert (root / "benchmarks" / "bench_my_approach.py").exists()
+    (member,) = [m for m in Workspace(root).approaches if m.name == "unheard-of"]
+    assert member.session == "fix-neuron-unheard-of"
+    assert (root / "benchmarks" / "bench_unheard_of.py").exists()
     assert not (folder / "benchmarks").exists()
 
     contracts = tomllib.loads((root / "pyproject.toml").read_text())["tool"]
-    assert contracts["uv"]["sources"]["modelfix-my-approach"] == {"workspace": True}
+    assert contracts["uv"]["sources"]["modelfix-unheard-of"] == {"workspace": True}
     naming = [contracts["importlinter"]["root_packages"]]
     for contract in contracts["importlinter"]["contracts"]:
         naming += [value for value in contract.values() if isinstance(value, list)]
     for names in naming:
-        assert ("modelfix_my_approach" in names) == ("modelfix_apricot" in names)
+        assert ("modelfix_unheard_of" in names) == ("modelfix_apricot" in names)
         if "modelfix_apricot" in names:
             assert names == sorted(names)
 
     extras = tomllib.loads((root / "packages" / "study" / "pyproject.toml").read_text())
     naming = extras["project"]["optional-dependencies"]
-    inside = {name for name, lines in naming.items() if f"modelfix-my-approach{BOUNDS}" in lines}
+    inside = {name for name, lines in naming.items() if f"modelfix-unheard-of{BOUNDS}" in lines}
     assert inside == {"neuron-torch"}
-    row = "| [My Approach](packages/approaches-neuron/my-approach) | MAP | neuron | PyTorch |"
+    row = "| [Unheard Of](packages/approaches-neuron/unheard-of) | UHO | neuron | PyTorch |"
     assert row in (root / "README.md").read_text()
 
 

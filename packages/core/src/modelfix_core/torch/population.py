@@ -137,7 +137,8 @@ class Population:
             y = x.y
         self.net = net
         self.device = net.device
-        self.y = torch.as_tensor(np.asarray(y), dtype=torch.int64).to(self.device)
+        # A copy: labels of prepared subjects are memory-mapped, and tensors must be writable.
+        self.y = torch.as_tensor(np.array(y), dtype=torch.int64).to(self.device)
         self.dimensions = sum(len(patch.index) for patch in patches)
         self._edits = {edit.step.outputs[0]: edit for edit in _edits(net, patches)}
         with torch.no_grad():
