@@ -39,7 +39,7 @@ TITLE = re.compile(r'title="([^"]+)"')
 ENVIRONMENT = re.compile(r"<!-- environment: (\S+) -->")
 VARIES = "<!-- varies -->"
 MACHINE = re.compile(
-    r"\b\d+h\d+m(\d+s)?\b|\b\d+m\d+s\b|\b\d+(\.\d+)? ?(ms|s|seconds|min|minutes|h)\b"
+    r"\b\d+:\d\d:\d\d\b|\b\d+h\d+m(\d+s)?\b|\b\d+m\d+s\b|\b\d+(\.\d+)? ?(ms|s|seconds|min|minutes|h)\b"
     r"|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,}\b"
 )
 TIMES = re.compile(r"\b(seconds|time)\b")
@@ -93,7 +93,7 @@ class Shell:
         environ = {**self.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"}
         moved = self.folder / ".here"
         done = subprocess.run(
-            ["bash", "-c", f"trap 'pwd > \"{moved}\"' EXIT\n{script}"],
+            ["bash", "-c", f"set -o pipefail\ntrap 'pwd > \"{moved}\"' EXIT\n{script}"],
             cwd=self.here,
             env=environ,
             capture_output=True,

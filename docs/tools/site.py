@@ -66,24 +66,38 @@ def modules() -> dict[str, list[str]]:
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Complete the navigation by the sections that nobody writes by hand."""
-    approaches = {
-        category.title() + " level": [{info.title: f"approaches/{info.name}.md"} for info in infos]
-        for category, infos in matrix.by_category().items()
+    """Complete the navigation by the pages that nobody lists by hand."""
+    found = {
+        "Approaches": [
+            {f"{category.title()} level": [f"approaches/{info.name}.md" for info in infos]}
+            for category, infos in matrix.by_category().items()
+        ],
+        "Reference": [
+            {names[0]: [f"packages/{package}.md", *_named(names)]}
+            for package, names in modules().items()
+        ],
+        "Subjects": _below("subjects"),
+        "Evidence": _below("evidence"),
     }
-    reference = {
-        names[0]: [
-            f"packages/{package}.md",
-            *({name.partition(".")[2] or "package": f"reference/{name}.md"} for name in names),
-        ]
-        for package, names in modules().items()
-    }
-    for section in config.nav or []:
-        if "Approaches" in section:
-            section["Approaches"] += [{title: entries} for title, entries in approaches.items()]
-        if "Reference" in section:
-            section["Reference"] += [{title: entries} for title, entries in reference.items()]
+    _complete(config.nav or [], found)
     return config
+
+
+def _named(names: list[str]) -> list[dict[str, str]]:
+    return [{name.partition(".")[2] or "package": f"reference/{name}.md"} for name in names]
+
+
+def _below(folder: str) -> list[str]:
+    paths = sorted((ROOT / "docs" / folder).glob("*.md"))
+    return [f"{folder}/{path.name}" for path in paths if path.name != "README.md"]
+
+
+def _complete(entries: list, found: dict[str, list]) -> None:
+    for entry in entries:
+        for name, content in entry.items() if isinstance(entry, dict) else ():
+            if isinstance(content, list):
+                _complete(content, found)
+                content += found.get(name, [])
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
