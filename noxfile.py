@@ -198,7 +198,7 @@ def report_browser(session: nox.Session) -> None:
     if not (shutil.which("chromium") or shutil.which("chromium-browser")):
         session.skip("no chromium on PATH; install it (Debian: `apt-get install chromium`)")
     REPORTS.mkdir(parents=True, exist_ok=True)
-    name = f"{HOME}-browser"
+    name = "study-browser"
     pytest(session, name, *WORKSPACE.environments[name].tests, "-m", "slow", *session.posargs)
 
 
