@@ -39,8 +39,9 @@ TITLE = re.compile(r'title="([^"]+)"')
 ENVIRONMENT = re.compile(r"<!-- environment: (\S+) -->")
 VARIES = "<!-- varies -->"
 MACHINE = re.compile(
-    r"\b\d+:\d\d:\d\d\b|\b\d+h\d+m(\d+s)?\b|\b\d+m\d+s\b|\b\d+(\.\d+)? ?(ms|s|seconds|min|minutes|h)\b"
-    r"|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,}\b"
+    r"\b\d+:\d\d:\d\d\b|\b\d+h\d+m(\d+s)?\b|\b\d+m\d+s\b"
+    r"|\b\d+(\.\d+)? ?(ms|s|seconds|min|minutes|h)\b"
+    r"|\b(?=[0-9a-f]*[a-f])(?=[0-9a-f]*\d)[0-9a-f]{8,}\b"  # hashes
 )
 TIMES = re.compile(r"\b(seconds|time)\b")
 TOKEN = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?|[^\s\d]+")
