@@ -55,6 +55,7 @@ def test_an_existing_folder_is_left_alone(tmp_path):
     [
         ("My", None, "lower-case letters"),
         ("../up", None, "cannot be the name"),
+        ("core", None, "means something else"),
         ("arachne", None, "there is an approach 'arachne' already"),
         ("a-rachne", None, "Arachne has the abbreviation AR already"),
         ("new-one", "N{{1}}", "characters that a title cannot have"),

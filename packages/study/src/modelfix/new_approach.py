@@ -15,6 +15,8 @@ import typer
 from modelfix import __version__
 from modelfix.workspace import APPROACHES, Workspace, bounds
 
+# Names that mean something else: other members, and what `fix --approach` understands itself.
+RESERVED = {"auto", "core", "metrics", "stats", "study", "testing"}
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 LISTED = re.compile(r'^    "(modelfix_\w+)",$')
 SOURCE = re.compile(r"^(modelfix-[\w-]+) = \{ workspace = true \}$")
@@ -123,6 +125,8 @@ def _plan(
             f"{name!r} cannot be the name of an approach; use lower-case letters, digits and '-', "
             "such as my-approach."
         )
+    if name in RESERVED:
+        raise ModelfixError(f"{name!r} means something else in modelfix; choose another name.")
     parts = name.split("-")
     title = title or " ".join(part.capitalize() for part in parts)
     abbreviation = abbreviation or "".join(part[0] for part in parts).upper()
