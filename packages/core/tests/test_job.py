@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from modelfix_core import Evidence, Model, ModelfixError, Outcome
 from modelfix_core import job as job_module
-from modelfix_core.job import Job, run_job
+from modelfix_core.job import Job, record_failure, run_job
 from modelfix_core.record import Record, load_evidence
 from modelfix_core.subject import Subject, SubjectCard, data_hash
 
@@ -111,6 +111,27 @@ def test_same_command_reuses_and_a_changed_one_does_not(make_job):
         other, reused = run_job(make_job(**change))
         assert not reused
         assert other.cell != first.cell
+
+
+def test_a_failure_can_be_recorded_without_running_anything(make_job):
+    job = make_job()
+    record = record_failure(job, "killed by signal 9, 3 times")
+    assert record.outcome is Outcome.FAILURE
+    assert Record.load(job.record) == record
+    assert record.reason == "killed by signal 9, 3 times"
+    assert names(job.record) == ["job.json", "record.json"]
+    again, reused = run_job(job)
+    assert reused
+    assert again == record
+
+
+def test_what_killed_writers_left_is_not_in_the_record(make_job):
+    job = make_job()
+    job.save()
+    for name in (".fixed.onnx.a1b2c3_d", ".job.json.abcdefgh"):
+        (job.partial / name).write_text("half")
+    run_job(job)
+    assert not [path for path in job.record.iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("damage", ["fixed.onnx", "record.json"])

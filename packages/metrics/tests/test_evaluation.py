@@ -20,6 +20,7 @@ from modelfix_metrics import (
 )
 from modelfix_metrics.__main__ import main
 from modelfix_metrics.attacking import Attacking
+from modelfix_metrics.cell import is_evaluated
 
 SETTINGS = {"classes": ["a", "b", "c"], "epsilon": 0.05, "order_seed": 4}
 
@@ -294,7 +295,10 @@ def test_other_settings_or_lost_predictions_evaluate_again(cell):
     assert main(arguments(cell, "--no-attack")) == 0
     assert stored(cell)["evaluation"]["metrics"]["asr"]["reason"] == "attack_skipped"
     assert evaluate_record(cell.record, cell.subject, attack=AttackOptions(metrics=())).reused
+    assert is_evaluated(cell.record, cell.subject, attack=AttackOptions(metrics=()))
+    assert not is_evaluated(cell.record, cell.subject, attack=AttackOptions())
     (cell.record / "predictions.parquet").unlink()
+    assert not is_evaluated(cell.record, cell.subject, attack=AttackOptions(metrics=()))
     assert not evaluate_record(cell.record, cell.subject, attack=AttackOptions(metrics=())).reused
     assert main(arguments(cell, "--attacked", "30")) == 0
     assert stored(cell)["evaluation"]["metrics"]["asr"]["denominator"] == 30

@@ -144,6 +144,7 @@ def record_failure(job: Job, reason: str) -> Record:
         record = _new_record(job, subject, approach)
         record.hashes = _hashes(subject)
         job.save()
+        remove_leftovers(job.partial)
         return _finish(job, record, Fixing(Outcome.FAILURE, reason), subject)
 
 
