@@ -143,6 +143,13 @@ def test_embedded_values_are_those_of_the_frame(frame):
     assert sorted(rows) == sorted(frame[key].itertuples(index=False, name=None))
 
 
+def test_every_metric_has_an_original_of_its_own(frame):
+    fair = frame[frame["metric"] == "nfr"].assign(metric="aaod", original=0.02)
+    document = read(Content(pd.concat([frame, fair], ignore_index=True)))
+    assert not missing(document)
+    assert {row[4] for row in embedded_data(document)["values"]["aaod"]} == {0.02}
+
+
 def test_deviation_is_that_of_the_repetitions(frame):
     one = frame[frame["subject"] == "s0"]
     expected = one[one["metric"] == "repair_rate"].groupby("entrant")["value"].std()
