@@ -219,8 +219,10 @@ class StudyHome:
             files = {
                 file.relative_to(path.parent).as_posix(): file_hash(file)
                 for file in sorted(path.parent.rglob("*"))
-                if file.suffix in (".onnx", ".parquet", ".jsonl")
+                if file.suffix in (".onnx", ".parquet")
             }
+            lines = (path.parent / "candidates.jsonl").read_text().splitlines()
+            content["candidates"] = [{**json.loads(line), "seconds": None} for line in lines]
             names = sorted(file.name for file in path.parent.iterdir())
             found[str(path.parent.relative_to(self.runs))] = content, files, names
         return found

@@ -199,7 +199,10 @@ def test_two_runs_at_once_share_the_cells(study_home):
 
 
 def kill_at_a_random_moment(home, rng, span, one_first):
-    """Start the study and kill it; before that perhaps one of its processes, which it survives."""
+    """Start the study and kill it; before that perhaps one of its processes, which it survives.
+
+    Returns whether it was running still.
+    """
     process = home.start(start_new_session=True)
     reader = threading.Thread(target=process.communicate, daemon=True)
     reader.start()
@@ -211,29 +214,35 @@ def kill_at_a_random_moment(home, rng, span, one_first):
         with contextlib.suppress(psutil.Error):
             rng.choice(victims).kill()
         time.sleep(rng.uniform(0, 1))
+    running = process.poll() is None
     process.kill()
     reader.join()
+    return running
 
 
 @pytest.mark.parametrize(
     "kills", [pytest.param(5, id="few"), pytest.param(100, id="100", marks=pytest.mark.slow)]
 )
 def test_killed_at_random_moments_the_records_are_those_of_an_undisturbed_run(make_home, kills):
-    undisturbed, killed = make_home("undisturbed"), make_home("killed")
-    for home in (undisturbed, killed):
-        home.write(ends("well", "error", "unadaptable"), repetitions=1 if kills < 100 else 4)
+    """Each home is killed until it is complete, then the next one."""
+    undisturbed = make_home("undisturbed")
+    undisturbed.write(ends("well", "error"))
     started = time.monotonic()
     assert undisturbed.run().returncode == 0
     span = time.monotonic() - started
-    rng, seen = random.Random(0), set()
-    for number in range(kills):
-        kill_at_a_random_moment(killed, rng, span, one_first=number % 2 == 1)
-        there = set(killed.runs.glob("*/*[0-9]/record.json"))
-        assert seen <= there, "a record was lost"
-        for path in there:
-            Record.load(path.parent)  # never half of one
-        seen = there
-    done = killed.run()
-    assert done.returncode == 0, done.err
-    assert killed.records() == undisturbed.records()
-    assert killed.leftovers() == []
+    rng, done = random.Random(0), 0
+    while done < kills:
+        home, seen, running = make_home(f"after-{done}-kills"), set(), True
+        home.write(ends("well", "error"))
+        while running and done < kills:
+            running = kill_at_a_random_moment(home, rng, span, one_first=done % 2 == 1)
+            done += running
+            there = set(home.runs.glob("*/1/record.json"))
+            assert seen <= there, "a record was lost"
+            for path in there:
+                Record.load(path.parent)  # never half of one
+            seen = there
+        last = home.run()
+        assert last.returncode == 0, last.err
+        assert home.records() == undisturbed.records()
+        assert home.leftovers() == []

@@ -21,7 +21,7 @@ from modelfix_core.subjects.untrained import BUILDERS, untrained
 from modelfix_metrics.attacks import AttackOptions
 from modelfix_metrics.cell import is_evaluated
 
-from modelfix import records
+from modelfix import fix_card, records
 from modelfix.catalogue import Catalogue
 from modelfix.cells import Home
 from modelfix.grid.cell import CellWork, digest
@@ -113,7 +113,7 @@ class Plan:
             )  # fmt: skip
         except ModelfixError:
             return None
-        return record if evaluated else None
+        return record if evaluated and (job.record / fix_card.FILE).exists() else None
 
     def work(self, cell: Cell, again: bool = False) -> Work:
         """Return what an engine runs for a cell; `again` makes the record that is there anew."""
