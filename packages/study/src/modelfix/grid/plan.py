@@ -100,10 +100,10 @@ class Plan:
     def complete(self, cell: Cell) -> Record | None:
         """Return the record of a cell if nothing is left to do, as far as can be told from here."""
         job = self.job(cell)
-        subject, approach = self._subject(cell.subject), self._approach(cell.entrant)
-        if subject is None or approach is None:
-            return None
         try:
+            subject, approach = self._subject(cell.subject), self._approach(cell.entrant)
+            if subject is None or approach is None:
+                return None
             record = complete_record(job.record, identity(job, subject, approach), subject.model)
             if record is None or record.outcome not in WITH_MODEL:
                 return record
@@ -131,7 +131,7 @@ class Plan:
             name=cell.name,
             arguments=("-m", "modelfix.grid.cell", told.model_dump_json()),
             cores=study.resources.cores,
-            gpus=study.resources.gpus,
+            gpus=study.gpus,
             memory=self.memory(cell),
             seconds=None if job.seconds is None else job.seconds + EVALUATION,
         )

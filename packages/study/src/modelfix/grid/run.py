@@ -19,7 +19,7 @@ from modelfix.environments import EnvironmentFailed
 from modelfix.grid.cell import ATTEMPTS, BUSY, CellResult
 from modelfix.grid.engines import Ended, Engine, Started
 from modelfix.grid.plan import Cell, Plan
-from modelfix.grid.status import Standing, State, of_record, save_troubles
+from modelfix.grid.status import Standing, State, is_locked, of_record, save_troubles
 from modelfix.grid.store import Store
 from modelfix.grid.study import dump
 from modelfix.runtimes import Runtimes
@@ -112,8 +112,10 @@ class StudyRun:
                     else:
                         unfinished.discard(cell)
                 for cell in [cell for cell, due in elsewhere.items() if due <= time.monotonic()]:
-                    del elsewhere[cell]
-                    engine.submit(self.plan.work(cell))
+                    elsewhere[cell] = time.monotonic() + AGAIN
+                    if not is_locked(self.plan, cell):
+                        del elsewhere[cell]
+                        engine.submit(self.plan.work(cell))
         finally:
             engine.close()
             save_troubles(self.plan, self.standings)
@@ -129,7 +131,10 @@ class StudyRun:
                 return Standing(State.WAITING)
             return Standing(State.TROUBLE, _how_it_ended(ended))
         if ended.code == 0 and result.outcome is not None:
-            self._fetch(cell)
+            try:
+                self._fetch(cell)
+            except ModelfixError as error:
+                return Standing(State.TROUBLE, str(error))
             return Standing(State(result.outcome), result.reason)
         return Standing(State.TROUBLE, result.reason)
 

@@ -68,7 +68,7 @@ def read(plan: Plan) -> dict[Cell, Standing]:
 
 
 def _standing(plan: Plan, cell: Cell, troubles: Mapping[str, str]) -> Standing:
-    if _is_locked(plan, cell):
+    if is_locked(plan, cell):
         return Standing(State.RUNNING)
     try:
         record = Record.load(plan.job(cell).record)
@@ -80,7 +80,8 @@ def _standing(plan: Plan, cell: Cell, troubles: Mapping[str, str]) -> Standing:
     return Standing(State.WAITING) if reason is None else Standing(State.TROUBLE, reason)
 
 
-def _is_locked(plan: Plan, cell: Cell) -> bool:
+def is_locked(plan: Plan, cell: Cell) -> bool:
+    """Return whether a process on this machine, or one that shares the folder, works on a cell."""
     lock = lock_of(plan.job(cell).record)
     if not Path(lock.lock_file).exists():
         return False

@@ -130,6 +130,11 @@ class Study(_Part):
     resources: Resources = Resources()
     evaluation: Evaluation = Evaluation()
 
+    @property
+    def gpus(self) -> float:
+        """GPUs of a cell: at least one where the device is one."""
+        return self.resources.gpus or float(self.device.startswith("cuda"))
+
     def job(self, home: Home, subject: str, entrant: Entrant, repetition: int) -> Job:
         """Return the job of one cell."""
         memory = self.limits.memory
