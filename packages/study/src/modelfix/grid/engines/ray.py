@@ -5,6 +5,7 @@ approach needs no Ray; Ray starts it again elsewhere where a machine is lost. Ev
 modelfix, and either the same folders or a store to copy from and to.
 """
 
+import socket
 import time
 from typing import Any
 
@@ -13,6 +14,7 @@ from modelfix_core.errors import ModelfixError
 from modelfix.grid.engines import LOST, Ended, Started, Work
 from modelfix.grid.process import run
 
+ANSWER = 10.0  # seconds
 RETRIES = 5  # after lost machines, before the run counts it as an attempt
 
 
@@ -36,6 +38,12 @@ def run_noticed(notices: Any, name: str, arguments: tuple[str, ...]) -> tuple[in
     """Run a work where Ray has put it."""
     notices.add.remote(name)
     return run(arguments)
+
+
+def _answers(address: str) -> None:
+    """Raise OSError or ValueError if nobody listens at an address; Ray itself waits for long."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    socket.create_connection((host, int(port)), timeout=ANSWER).close()
 
 
 class Ray:
@@ -63,8 +71,10 @@ class Ray:
                 "the engine ray needs Ray, which is not installed here: pip install 'modelfix[ray]'"
             ) from None
         try:
+            if address is not None:
+                _answers(address)
             ray.init(address=address or "auto", log_to_driver=False, logging_level="error")
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             place = f"at {address}" if address else "that this machine is part of"
             raise ModelfixError(
                 f"there is no Ray cluster {place} ({str(error).splitlines()[0]}); start one with "
