@@ -54,6 +54,30 @@ def test_gradients_reach_images_and_all_weights(network, images):
             assert parameter.grad.abs().sum() > 0, name
 
 
+def test_pooling_before_rectifying_changes_no_bit(network_of, images):
+    _, model = network_of("lenet5")
+    net = load(model)
+    x = torch.from_numpy(images(model, 20)).requires_grad_()
+    rectified = [step.inputs[0] for step in net.steps if step.kind == "MaxPool"]
+    kinds = []
+    for operator in net.operators:
+        operator.register_forward_hook(lambda module, _, __: kinds.append(type(module).__name__))
+    fast = net(x)
+    assert kinds.index("ReLU") > kinds.index("MaxPool")
+    kinds.clear()
+    # Rectified values that are asked for are made, and in the graph's order.
+    values = net.run({model.input_name: x}, [model.output_name, *rectified])
+    assert kinds.index("ReLU") < kinds.index("MaxPool")
+    assert rectified and all((values[name] >= 0).all() for name in rectified)
+    plain = values[model.output_name]
+    assert torch.equal(fast, plain)
+    seed = torch.randn(fast.shape, generator=torch.Generator().manual_seed(0))
+    found, expected = (
+        torch.autograd.grad(logits, [x, *net.parameters()], seed) for logits in (fast, plain)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_a_training_step_equals_the_modules(network, images):
     """The same weights and BatchNorm statistics as the source after a step in training mode."""
     module, model = network

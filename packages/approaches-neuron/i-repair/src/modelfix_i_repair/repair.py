@@ -240,7 +240,9 @@ def repair(
     """
     if not len(specific.y):
         return
-    optimiser = torch.optim.RMSprop(parameters, lr=learning_rate, alpha=ALPHA, eps=EPSILON)
+    optimiser = torch.optim.RMSprop(
+        parameters, lr=learning_rate, alpha=ALPHA, eps=EPSILON, foreach=True
+    )
     count = sum(parameter.numel() for parameter in parameters)
     dropout = bool(_dropouts(module))
     wrong = None

@@ -1,7 +1,8 @@
 """A model as a trainable PyTorch module whose weights keep their ONNX names."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +43,11 @@ class Step:
     outputs: tuple[str, ...]
 
 
+# Steps in order, each with the tensors that are of no use after it.
+Plan = list[tuple[Step, tuple[str, ...]]]
+Arrangement = Callable[[list[Step], Sequence[str]], list[Step]]
+
+
 class TorchModel(nn.Module):
     """A model as an ``nn.Module``; made by `load`.
 
@@ -64,7 +70,7 @@ class TorchModel(nn.Module):
         arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
         # Where each initializer lives: (position of its operator, or None for self; attribute).
         self._homes: dict[str, tuple[int | None, str]] = {}
-        self._plans: dict[tuple, list[tuple[Step, tuple[str, ...]]]] = {}
+        self._plans: dict[tuple, Plan] = {}
         self.operators = nn.ModuleList()
         self._shared: dict[str, nn.Parameter] = {}
         known: dict[tuple, int] = {}
@@ -232,7 +238,7 @@ class TorchModel(nn.Module):
             If a wanted tensor cannot be computed from the known ones.
         """
         values = dict(known)
-        for step, finished in self.plan(known, wanted):
+        for step, finished in self._plan(known, wanted, _pooled_first):
             self.apply(step, values)
             for name in finished:
                 del values[name]
@@ -265,13 +271,14 @@ class TorchModel(nn.Module):
             )
         return chosen[::-1]
 
-    def plan(
-        self, known: Iterable[str], wanted: Sequence[str]
-    ) -> list[tuple[Step, tuple[str, ...]]]:
+    def plan(self, known: Iterable[str], wanted: Sequence[str]) -> Plan:
         """Return the steps of `between`, each with the tensors that are of no use after it."""
-        key = (frozenset(known), tuple(wanted))
+        return self._plan(known, wanted, _as_they_are)
+
+    def _plan(self, known: Iterable[str], wanted: Sequence[str], arranged: Arrangement) -> Plan:
+        key = (frozenset(known), tuple(wanted), arranged.__name__)
         if key not in self._plans:
-            steps = self.between(list(known), wanted)
+            steps = arranged(self.between(list(known), wanted), wanted)
             last = {name: i for i, step in enumerate(steps) for name in step.inputs}
             made = set(known) | {name for step in steps for name in step.outputs}
             finished: dict[int, list[str]] = {}
@@ -280,6 +287,30 @@ class TorchModel(nn.Module):
                     finished.setdefault(index, []).append(name)
             self._plans[key] = [(s, tuple(finished.get(i, ()))) for i, s in enumerate(steps)]
         return self._plans[key]
+
+
+def _as_they_are(steps: list[Step], _wanted: Sequence[str]) -> list[Step]:
+    return steps
+
+
+def _pooled_first(steps: list[Step], wanted: Sequence[str]) -> list[Step]:
+    """Let a max-pool of rectified values come before the ReLU, which has less to do then.
+
+    Values and gradients are the same: the largest of rectified values is the rectified largest.
+    """
+    made = {step.outputs[0]: number for number, step in enumerate(steps)}
+    readers = Counter(name for step in steps for name in step.inputs)
+    result = list(steps)
+    for number, pool in enumerate(steps):
+        rectified = pool.inputs[0]
+        before = made.get(rectified)
+        if pool.kind != "MaxPool" or len(pool.outputs) > 1 or before is None:
+            continue
+        relu = steps[before]
+        if relu.kind == "Relu" and rectified not in wanted and readers[rectified] == 1:
+            result[before] = replace(pool, inputs=relu.inputs, outputs=relu.outputs)
+            result[number] = replace(relu, inputs=pool.inputs, outputs=pool.outputs)
+    return result
 
 
 def load(model: Model, device: str | torch.device = "cpu") -> TorchModel:
