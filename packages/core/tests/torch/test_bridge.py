@@ -68,7 +68,8 @@ def test_pooling_before_rectifying_changes_no_bit(network_of, images):
     # Rectified values that are asked for are made, and in the graph's order.
     values = net.run({model.input_name: x}, [model.output_name, *rectified])
     assert kinds.index("ReLU") < kinds.index("MaxPool")
-    assert rectified and all((values[name] >= 0).all() for name in rectified)
+    assert rectified
+    assert all((values[name] >= 0).all() for name in rectified)
     plain = values[model.output_name]
     assert torch.equal(fast, plain)
     seed = torch.randn(fast.shape, generator=torch.Generator().manual_seed(0))
