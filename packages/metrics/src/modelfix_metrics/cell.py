@@ -219,7 +219,7 @@ def _check_unchanged(subject: Path, original: Model) -> None:
 
 
 def _is_complete(
-    known: Any, settings: dict[str, Any], hashes: dict[str, str], record: Path
+    known: Any, settings: dict[str, Any], hashes: Mapping[str, str | None], record: Path
 ) -> bool:
     """Whether the record holds this very evaluation, and its predictions are intact."""
     if not isinstance(known, dict):

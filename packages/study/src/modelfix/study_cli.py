@@ -65,11 +65,7 @@ def report(
     if against not in (None, "icse26"):
         raise ModelfixError(f"--against {against!r}: only icse26 is known, the published study.")
     layouts = _choices(reporting.Layout, table, "--table")
-    layouts = layouts or (
-        [reporting.Layout.BESIDE]
-        if against
-        else list(reporting.TABLES)
-    )
+    layouts = layouts or ([reporting.Layout.BESIDE] if against else list(reporting.TABLES))
     (written,) = _choices(reporting.Format, [format_], "--format")
     if output is not None and written is reporting.Format.TERMINAL:
         written = reporting.Format.MARKDOWN
