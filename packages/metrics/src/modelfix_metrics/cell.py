@@ -1,6 +1,7 @@
 """Evaluate a record folder: predictions beside the fixed model, values into the record."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
