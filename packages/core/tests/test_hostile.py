@@ -16,8 +16,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from modelfix_core import Dataset, Model, ModelfixError, foreign
+from modelfix_core.approach import Outcome
 from modelfix_core.job import Job
-from modelfix_core.record import Record
+from modelfix_core.record import Entrant, Record
 from modelfix_core.subject import SubjectCard
 from modelfix_core.subjects.own import prepare_own
 from onnx import TensorProto, helper, numpy_helper
@@ -343,3 +344,21 @@ def test_json_that_is_none(content, tmp_path):
     ):
         (tmp_path / file).write_bytes(content)
         assert file in refused(read)
+
+
+@pytest.mark.parametrize("subject", ["../elsewhere", "/etc", "a/b", "", ".", "..", "a\n"])
+def test_record_that_names_a_folder_elsewhere(tmp_path, subject):
+    entrant = Entrant(
+        approach="arachne", abbreviation="AR", category="neuron", preset="default", config={},
+        version="0",
+    )  # fmt: skip
+    record = Record(
+        cell="0", entrant=entrant, subject="mine", repetition=1, seed=0, outcome=Outcome.FAILURE
+    )
+    record.save(tmp_path)
+    assert Record.load(tmp_path) == record
+    (tmp_path / "record.json").write_text(
+        record.model_dump_json().replace('"mine"', json.dumps(subject))
+    )
+    with pytest.raises(ModelfixError, match=r"is no record that this version reads \(subject"):
+        Record.load(tmp_path)

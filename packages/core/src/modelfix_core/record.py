@@ -59,7 +59,8 @@ class Record(BaseModel):
 
     cell: str
     entrant: Entrant
-    subject: str
+    # A record may be a stranger's: this names a folder.
+    subject: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     repetition: int
     seed: int
     outcome: Outcome
