@@ -63,8 +63,8 @@ def test_tests_of_a_part_lie_in_a_folder_of_its_name():
     assert torch.tests == [str(tests / "torch")]
     assert core.tests[0] == str(tests)
     assert f"--ignore={tests / 'torch'}" in core.tests
-    command = checkout.environments["modelfix"]
-    assert command.tests == [str(command.member.folder / "tests")]
+    metrics = checkout.environments["metrics"]
+    assert metrics.tests == [str(metrics.member.folder / "tests")]
 
 
 def test_environment_is_made_once_and_again_when_stale(workspace, capfd):
