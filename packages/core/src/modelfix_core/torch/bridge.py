@@ -1,7 +1,7 @@
 """A model as a trainable PyTorch module whose weights keep their ONNX names."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,7 +45,6 @@ class Step:
 
 # Steps in order, each with the tensors that are of no use after it.
 Plan = list[tuple[Step, tuple[str, ...]]]
-Arrangement = Callable[[list[Step], Sequence[str]], list[Step]]
 
 
 class TorchModel(nn.Module):
@@ -238,7 +237,7 @@ class TorchModel(nn.Module):
             If a wanted tensor cannot be computed from the known ones.
         """
         values = dict(known)
-        for step, finished in self._plan(known, wanted, _pooled_first):
+        for step, finished in self.plan(known, wanted, fast=True):
             self.apply(step, values)
             for name in finished:
                 del values[name]
@@ -271,14 +270,16 @@ class TorchModel(nn.Module):
             )
         return chosen[::-1]
 
-    def plan(self, known: Iterable[str], wanted: Sequence[str]) -> Plan:
-        """Return the steps of `between`, each with the tensors that are of no use after it."""
-        return self._plan(known, wanted, _as_they_are)
+    def plan(self, known: Iterable[str], wanted: Sequence[str], *, fast: bool = False) -> Plan:
+        """Return the steps of `between`, each with the tensors that are of no use after it.
 
-    def _plan(self, known: Iterable[str], wanted: Sequence[str], arranged: Arrangement) -> Plan:
-        key = (frozenset(known), tuple(wanted), arranged.__name__)
+        With `fast` they may come in an order in which tensors that nobody wants have other values.
+        """
+        key = (frozenset(known), tuple(wanted), fast)
         if key not in self._plans:
-            steps = arranged(self.between(list(known), wanted), wanted)
+            steps = self.between(list(known), wanted)
+            if fast:
+                steps = _pooled_first(steps, wanted)
             last = {name: i for i, step in enumerate(steps) for name in step.inputs}
             made = set(known) | {name for step in steps for name in step.outputs}
             finished: dict[int, list[str]] = {}
@@ -287,10 +288,6 @@ class TorchModel(nn.Module):
                     finished.setdefault(index, []).append(name)
             self._plans[key] = [(s, tuple(finished.get(i, ()))) for i, s in enumerate(steps)]
         return self._plans[key]
-
-
-def _as_they_are(steps: list[Step], _wanted: Sequence[str]) -> list[Step]:
-    return steps
 
 
 def _pooled_first(steps: list[Step], wanted: Sequence[str]) -> list[Step]:
